@@ -1,0 +1,1 @@
+"""Code that makes example media."""

@@ -1,0 +1,1 @@
+"""Frozen extractors, and the loop that fills a store."""

@@ -1,0 +1,1 @@
+"""Task-level models and how to load them."""

@@ -1,0 +1,1 @@
+"""Optimizers, schedules, the update and moving averages."""
