@@ -1,0 +1,65 @@
+"""The interface of frozen feature extractors."""
+import hashlib
+import typing as tp
+
+import torch
+from torch import nn
+
+# Feature key -> (shape of one item, dtype).
+Spec = dict[str, tuple[tuple[int, ...], torch.dtype]]
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """Return the sha256 of a module's parameters and buffers (names, dtypes, shapes and bytes)."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}\n'.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+class Extractor(nn.Module):
+    """A frozen map from one kind of input to named features.
+
+    An item goes through `prepare` on its own (in the reader threads), then a batch of items through the call.
+    Everything is a function of the item alone, so that batches may be cut anywhere.
+
+    Attributes:
+        consumes (str): `audio`, `frames` or `text`.
+        fps (float or None): frames per second that it wants, with `consumes == 'frames'` only.
+        size (int or None): short side, in pixels, to which frames may be reduced while they are decoded;
+            None for frames as they are.
+    """
+    consumes: tp.ClassVar[str]
+    fps: float | None = None
+    size: int | None = None
+
+    def spec(self, duration: float) -> Spec:
+        """Return the keys with the shape and dtype of one item of `duration` seconds."""
+        raise NotImplementedError
+
+    def frames_needed(self, duration: float) -> int:
+        """Return how many frames of `fps` an item of `duration` seconds must have."""
+        assert self.fps is not None, 'only extractors of frames need frames'
+        return int(duration * self.fps + 1e-6)
+
+    def prepare(self, item: tp.Any) -> tp.Any:
+        """Bring one item into the form that batches are made of (resizing, tokenising), on the CPU.
+
+        Args:
+            item: audio `[C, T]`, frames uint8 `[T, 3, H, W]`, or a str.
+        """
+        return item
+
+    def collate(self, items: list[tp.Any]) -> tp.Any:
+        """Make a batch of prepared items."""
+        return torch.stack(items) if isinstance(items[0], torch.Tensor) else items
+
+    def forward(self, batch: tp.Any) -> dict[str, torch.Tensor]:
+        """Return the features of a batch, each `[B, *shape]` with the shapes of `spec`."""
+        raise NotImplementedError
+
+    def identity(self) -> dict[str, tp.Any]:
+        """Return plain data that tells this extractor from any other: its config and the sha256 of its weights."""
+        return {'build_cfg': getattr(self, 'build_cfg', {'_target_': f'{type(self).__module__}.{type(self).__name__}'}),
+                'fps': self.fps, 'weights_sha256': weights_sha256(self)}
