@@ -1,0 +1,100 @@
+"""What the numbers mean, in one line each, and which number is a control of which.
+
+Names that are not listed are shown as they are: a new metric needs no entry here. The shape of the names is that of
+`evaluate`: `NAME` is a measure; `CONTROL/NAME` and `NAME_SUFFIX` are the same measure under a control;
+`CONTROL/of_caption/NAME` scores what was made from another clip's caption against that other clip.
+"""
+
+import dataclasses
+import typing as tp
+
+from .results import is_number
+
+MEANINGS = {
+    'loss': 'The training loss on the clips of evaluate.',
+    'flow_loss': 'Squared error of the predicted velocity; compare between models on the same latents only.',
+    'onset_f1': 'Do the sounds start when the strikes happen? F1 of onsets, matched one to one within 50 ms; 1 is perfect.',
+    'onset_precision': 'Share of the generated onsets that are true ones.',
+    'onset_recall': 'Share of the true onsets that were generated.',
+    'kind_accuracy': 'Does it sound like the right kind of object? Share of clips that a classifier, fitted on real '
+                     'training audio, puts in the right kind.',
+    'fd': 'Fréchet distance between generated and true sounds in an embedding; 0 is the same distribution.',
+    'frechet_distance': 'Fréchet distance between generated and true sounds in an embedding; 0 is the same distribution.',
+    'fad': 'Fréchet audio distance to the true sounds; 0 is the same distribution.',
+    'kl': 'Kullback-Leibler divergence between what a classifier hears in the truth and in the generated; 0 is equal.',
+    'isc': 'Inception score: confident and varied classes; higher is better, on one classifier only.',
+    'inception_score': 'Inception score: confident and varied classes; higher is better, on one classifier only.',
+    'mel_distance': 'Mean absolute difference of log-mel spectrograms; 0 is identical.',
+    'si_snr': 'Scale-invariant signal to noise ratio of the reconstruction, in dB; higher is better.',
+}
+CONTROLS = {
+    'ceiling': 'The truth through the compression model: what the codec and the detector allow at best.',
+    'wrong_video': 'Scored against other videos: what chance gives.',
+    'frozen': 'The model saw a still picture: what does not come from motion.',
+    'shifted': 'The model saw the video late: the sound should move with it, so this should fall.',
+    'neutral_caption': 'The caption did not name the object: what comes from the picture.',
+    'swapped_caption': 'The caption was that of another clip.',
+}
+SKIPPED = 'skipped_missing_weights'
+
+
+@dataclasses.dataclass
+class Measure:
+    """One measure, its controls by name, and what it means."""
+    name: str
+    value: tp.Any
+    meaning: str
+    controls: dict[str, tp.Any] = dataclasses.field(default_factory=dict)
+
+
+def measures(metrics: dict[str, tp.Any]) -> list[Measure]:
+    """Group the results of `evaluate`: each measure with its controls, in the order they came."""
+    found: dict[str, Measure] = {}
+    for name, value in metrics.items():
+        if _base(name, metrics) == name:
+            found[name] = Measure(name, value, MEANINGS.get(name, ''))
+    for name, value in metrics.items():
+        base = _base(name, metrics)
+        if base != name:
+            found[base].controls[_control(name, base)] = value
+    return list(found.values())
+
+
+def follows(metrics: dict[str, tp.Any]) -> list[tuple[str, str, float, float]]:
+    """Which of picture and caption the sound follows when they disagree.
+
+    Returns:
+        list of (control, 'the picture' | 'the caption' | 'neither more than the other', score of the picture,
+        score of the caption).
+    """
+    found = []
+    for name, of_caption in metrics.items():
+        control, _, base = name.partition('/of_caption/')
+        of_picture = metrics.get(f'{control}/{base}')
+        if base.startswith('kind') and is_number(of_caption) and is_number(of_picture):
+            gap = of_picture - of_caption
+            verdict = 'neither more than the other' if abs(gap) < 0.05 else 'the picture' if gap > 0 else 'the caption'
+            found.append((control, verdict, float(of_picture), float(of_caption)))
+    return found
+
+
+def words(name: str) -> str:
+    """A name for people: `swapped_caption/of_caption` is `swapped caption, of caption`."""
+    return name.replace('/', ', ').replace('_', ' ')
+
+
+def _base(name: str, metrics: dict[str, tp.Any]) -> str:
+    """The measure that `name` is a control of, or `name`; a control whose measure is missing stands for itself."""
+    tail = name.rpartition('/')[2]
+    if tail in metrics and tail != name:
+        name = tail
+    for other in metrics:
+        if '/' not in other and name != other and name.startswith(f'{other}_'):
+            return other
+    return name
+
+
+def _control(name: str, base: str) -> str:
+    head, _, tail = name.rpartition('/')
+    suffix = tail.removeprefix(base).strip('_')
+    return '/'.join(part for part in (head, suffix) if part)
