@@ -18,8 +18,8 @@ def build_optimizer(params: Trained, cfg: tp.Any) -> torch.optim.Optimizer:
     """The optimizer of `cfg.optimizer` over `params`, at the rate `cfg.lr`.
 
     Args:
-        params: a module, its parameters, or parameter groups as torch takes them. Frozen parameters are left out. A module
-            may define `make_optim_groups()` to return groups of its own.
+        params: a module, its parameters, or parameter groups as torch takes them. Frozen parameters are left out.
+            A module may define `make_optim_groups()` to return groups of its own.
         cfg: the `optim` node of the config, or a plain dict: `lr`, and `optimizer` = a node with the `_target_` and the
             other arguments.
     """
@@ -29,15 +29,15 @@ def build_optimizer(params: Trained, cfg: tp.Any) -> torch.optim.Optimizer:
         raise UserError(f'optim.optimizer must be a node such as {{_target_: torch.optim.AdamW}}, got {node!r}')
     trained = _trained(params)
     if not trained:
-        raise UserError('optim: there is nothing to train, every parameter is frozen (requires_grad=False) or there are none')
+        raise UserError('optim: there is nothing to train: no parameters, or all of them frozen (requires_grad=False)')
     return build(node, params=trained, lr=_number('optim.lr', cfg.get('lr')))
 
 
 def _trained(params: Trained) -> list[tp.Any]:
     """The parameters (or groups) that require gradients, each once."""
     if isinstance(params, nn.Module):
-        params = params.make_optim_groups() if hasattr(params, 'make_optim_groups') else params.parameters()
-    items: list[tp.Any] = list(params)
+        params = getattr(params, 'make_optim_groups', params.parameters)()
+    items: list[tp.Any] = list(tp.cast(tp.Iterable, params))
     if items and isinstance(items[0], dict):
         groups = [{**group, 'params': _trained(group['params'])} for group in items]
         return [group for group in groups if group['params']]
@@ -55,8 +55,8 @@ def _number(key: str, value: tp.Any) -> float:
 def build_lr_scheduler(optimizer: torch.optim.Optimizer, cfg: tp.Any, total_updates: int) -> tp.Any:
     """The schedule of the node `cfg`, or a constant one for None.
 
-    One of `audiocraft.optim.schedules` also gets `total_updates`; `torch.optim.lr_scheduler` classes get the node's keys
-    only, and cannot be rescaled while a job runs.
+    One of `audiocraft.optim.schedules` also gets `total_updates`; `torch.optim.lr_scheduler` classes get the node's
+    keys only, and cannot be rescaled while a job runs.
     """
     if cfg is None:
         return schedules.Constant(optimizer, total_updates)

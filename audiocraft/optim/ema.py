@@ -167,8 +167,8 @@ class Average:
 class EMA(Average):
     """Exponential moving average without a bias towards the initial weights.
 
-    After n averagings the weight that is i averagings old counts `decay ** i * (1 - decay) / (1 - decay ** n)`: at first
-    this is nearly the plain mean, and there is no warm-up to choose.
+    After n averagings the weight that is i averagings old counts `decay ** i * (1 - decay) / (1 - decay ** n)`: at
+    first this is nearly the plain mean, and there is no warm-up to choose.
 
     Args:
         modules, updates: see `Average`.

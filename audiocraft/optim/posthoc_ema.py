@@ -41,8 +41,8 @@ def gamma_of(sigma_rel: float) -> float:
 def beta_of(step: int, gamma: float, updates: int = 1, step_size_correction: bool = True) -> float:
     """The decay at `step` (counted from 1) of an average that is updated every `updates` steps.
 
-    With `step_size_correction` the decays of the skipped steps are approximated by the geometric mean of the first and the
-    last of them, to the power of `updates`; without, the decay is that of a single step.
+    With `step_size_correction` the decays of the skipped steps are approximated by the geometric mean of the first and
+    the last of them, to the power of `updates`; without, the decay is that of a single step.
     """
     first = (1 - 1 / (step + 1)) ** (1 + gamma)
     if not step_size_correction:
@@ -70,8 +70,8 @@ def combination(steps: tp.Sequence[int], gammas: tp.Sequence[float], step: int, 
 class PostHocEMA(Average):
     """Keeps one power-function average per width, and writes them to `folder` every `snapshot_every` steps.
 
-    The state lists the snapshots of this run with their sha256. Only listed ones take part in `synthesize`, so that files
-    of another run, or of steps that were lost with a killed process, never mix in; on resume such files are removed.
+    The state lists the snapshots of this run with their sha256. Only listed ones take part in `synthesize`, so that
+    files of another run, or of steps that were lost with a killed process, never mix in; on resume they are removed.
 
     Args:
         modules, updates: see `Average`.
@@ -116,7 +116,8 @@ class PostHocEMA(Average):
             flat = {f'{name}/{key}': tensor.contiguous() for name, state in self._as_states(averages).items()
                     for key, tensor in state.items()}
             path = folder / f'{index}.{self.steps}.safetensors'
-            write_atomic(path, safetensors.torch.save(flat, {'format': 'pt', 'sigma_rel': repr(self.sigma_rels[index])}))
+            about = {'format': 'pt', 'sigma_rel': repr(self.sigma_rels[index])}
+            write_atomic(path, safetensors.torch.save(flat, about))
             self.snapshots.append({'step': self.steps, 'index': index, 'file': path.name, 'sha256': sha256_of(path)})
         self._write_manifest(folder)
 
@@ -127,8 +128,8 @@ class PostHocEMA(Average):
     def synthesize(self, sigma_rel: float, step: int | None = None) -> ModuleStates:
         """The average of width `sigma_rel` at `step` (the last snapshot's by default), as complete state dicts.
 
-        Every listed snapshot takes part. Frozen parameters and integer buffers are those of the modules. UserError when there
-        are no snapshots, or when one of their files is missing or is not the one this run wrote.
+        Every listed snapshot takes part. Frozen parameters and integer buffers are those of the modules. UserError when
+        there are no snapshots, or when one of their files is missing or is not the one this run wrote.
         """
         if not self.snapshots or self.folder is None:
             raise UserError('post-hoc synthesis needs snapshots, and there are none yet: they are written every '
@@ -146,7 +147,7 @@ class PostHocEMA(Average):
     def _read_snapshot(self, folder: Path, snapshot: dict[str, tp.Any]) -> list[torch.Tensor]:
         path = folder / snapshot['file']
         if not path.exists():
-            raise UserError(f'{path}: this snapshot of the average is missing; post-hoc synthesis needs every one of them')
+            raise UserError(f'{path}: this snapshot of the average is missing; post-hoc synthesis needs all of them')
         if sha256_of(path) != snapshot['sha256']:
             raise UserError(f'{path}: this is not the snapshot that this run wrote (its sha256 differs)')
         with safetensors.safe_open(path, 'pt') as file:

@@ -42,7 +42,7 @@ class Schedule(LRScheduler):
     def get_lr(self) -> list[float]:  # type: ignore[override]
         """The rate of each parameter group at the current update."""
         factor = self.scale * self.factor(self.last_epoch)
-        return [base_lr * factor for base_lr in self.base_lrs]
+        return [float(base_lr) * factor for base_lr in self.base_lrs]
 
     def step(self, epoch: tp.Any = None) -> None:
         """Go to the next update. The argument is accepted because torch's own schedulers have it; it is not used."""
@@ -66,7 +66,7 @@ class Schedule(LRScheduler):
 
     def set_lr(self, lr: float) -> None:
         """Make `lr` the rate of the first group now; the rest of the schedule and the other groups scale alike."""
-        now = self.base_lrs[0] * self.factor(self.last_epoch)
+        now = float(self.base_lrs[0]) * self.factor(self.last_epoch)
         if now == 0:
             raise UserError(f'the schedule is at zero at update {self.last_epoch}: no factor makes that {lr}')
         self.rescale(lr / now)
@@ -97,8 +97,8 @@ class WarmupSteps(Schedule):
     """Linear warm-up, then a drop by `gamma` at every milestone, as MMAudio trains.
 
     Args:
-        milestones: updates at which the rate drops, **counted from the end of the warm-up**: with 1000 updates of warm-up,
-            a milestone of 240000 takes effect at update 241000.
+        milestones: updates at which the rate drops, **counted from the end of the warm-up**: with 1000 updates of
+            warm-up, a milestone of 240000 takes effect at update 241000.
         gamma (float): factor of each drop.
         warmup (int): length of the warm-up in updates.
     """

@@ -10,10 +10,10 @@ class Updater:
     """Turns losses into updates.
 
     Call it once per micro-batch. The first `accumulate - 1` calls only add gradients; the last one makes the update:
-    unscale, check, clip, `optimizer.step()`, and then, **whether the update was skipped or not**, `scheduler.step()` and
-    `ema.step()`: the rate is a function of the update number, which is also the number of the batch, so that a skipped
-    update shifts nothing. An update is skipped when a loss or the gradient norm is not finite: parameters and optimizer
-    state stay as they are.
+    unscale, check, clip, `optimizer.step()`, and then, **whether the update was skipped or not**, `scheduler.step()`
+    and `ema.step()`: the rate is a function of the update number, which is also the number of the batch, so that a
+    skipped update shifts nothing. An update is skipped when a loss or the gradient norm is not finite: parameters and
+    optimizer state stay as they are.
 
     Args:
         params: the trained parameters (frozen ones are ignored).
@@ -23,8 +23,8 @@ class Updater:
         max_norm (float or None): gradients are clipped to this norm (over all parameters); None only measures it.
         accumulate (int): micro-batches per update; each loss is divided by it.
         ema: anything with `step()`, called once per update.
-        agree: makes several processes decide alike: takes this process's verdict (bool tensor, True = finite) and returns
-            the common one. None with one process.
+        agree: makes several processes decide alike: takes this process's verdict (bool tensor, True = finite) and
+            returns the common one. None with one process.
     """
 
     def __init__(self, params: tp.Iterable[torch.nn.Parameter], optimizer: torch.optim.Optimizer, *,
@@ -56,8 +56,8 @@ class Updater:
         """Use one micro-batch's scalar `loss` (its mean).
 
         Returns:
-            `{}` while accumulating; after an update `grad_norm` (0-dim tensor, before clipping), `lr` (float, the rate that
-            was used) and `skipped` (1. or 0.).
+            `{}` while accumulating; after an update `grad_norm` (0-dim tensor, before clipping), `lr` (float, the rate
+            that was used) and `skipped` (1. or 0.).
         """
         self._backward(loss)
         self.micro += 1
@@ -117,7 +117,7 @@ class Updater:
         self._finite = None
 
     def state_dict(self) -> dict[str, tp.Any]:
-        """Counts (and the scaler's state), as plain numbers. Save between updates: gradients are not part of the state."""
+        """Counts (and the scaler's state) as plain numbers. Save between updates: gradients are no part of it."""
         state: dict[str, tp.Any] = {'updates': self.updates, 'skipped': self.skipped,
                                     'skipped_in_row': self.skipped_in_row, 'micro': self.micro}
         if self.scaler is not None:
@@ -125,7 +125,7 @@ class Updater:
         return state
 
     def load_state_dict(self, state: dict[str, tp.Any]) -> None:
-        """Restore the counts. An update that was half accumulated when it was saved starts again from its first micro-batch."""
+        """Restore the counts. A half accumulated update starts again from its first micro-batch."""
         self.zero_grad()
         self.updates = int(state['updates'])
         self.skipped = int(state['skipped'])
