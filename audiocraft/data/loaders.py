@@ -1,0 +1,342 @@
+"""Reading batches of stores fast: by threads, straight from the memory map into buffers that are used again.
+
+A row is one copy, from the page cache into the buffer that training reads. numpy does it: it frees the interpreter
+lock and never uses threads of its own, so that a busy core beside it does not hold up a whole team of OpenMP threads.
+"""
+import collections
+import logging
+import threading
+import typing as tp
+import weakref
+
+import numpy as np
+import torch
+
+from ..utils.errors import UserError
+from .mixture import Mixture
+from .readahead import Readahead, available_memory
+from .sampler import BatchSampler
+from .store import Spec, Store
+from .store_dataset import Batch
+
+logger = logging.getLogger(__name__)
+
+HELD = 2  # batches whose buffers the consumer may still be reading
+Raw = dict[str, np.ndarray]  # key -> bytes [rows, bytes of a row]
+
+
+def _as_bytes(tensor: torch.Tensor) -> np.ndarray:
+    """A tensor `[N, ...]` as bytes `[N, bytes of a row]`, without a copy."""
+    return tensor.reshape(len(tensor), -1).view(torch.uint8).numpy()
+
+
+def _readable(size: float) -> str:
+    return f'{size / 1e9:.1f} GB' if size >= 1e9 else f'{size / 1e6:.1f} MB'
+
+
+class _Buffers:
+    """Memory for one batch on this rank: a tensor for each key, and the same memory as bytes."""
+
+    def __init__(self, keys: dict[str, Spec], size: int, pin: bool):
+        self.tensors = {key: torch.empty(size, *shape, dtype=dtype, pin_memory=pin)
+                        for key, (shape, dtype) in keys.items()}
+        self.raw = {key: _as_bytes(tensor) for key, tensor in self.tensors.items()}
+        self.copies: list[tp.Any] = []
+
+    def wait_for_copies(self) -> None:
+        """Wait until no copy to a GPU reads this memory any more."""
+        while self.copies:
+            self.copies.pop().synchronize()
+
+
+class StoreLoader:
+    """Batches of a mixture, in an order that is a function of (seed, batch number) alone.
+
+    `iterate(start)` gives the batches from number `start` on; that integer is the whole state. The tensors of a batch
+    are valid until the next-but-one `next()`: clone what is kept longer. It can be iterated as often as wanted.
+
+    Args:
+        mixture (Mixture): what to read.
+        batch_size (int): size of the global batch.
+        seed (int): seed of the order.
+        shuffle (bool): a new order for each pass.
+        threads (int): threads that fill buffers; with 0, `next()` itself does.
+        buffers (int): batches that there is memory for, at least two more than threads.
+        pin (bool or None): page-locked buffers, for fast copies to a GPU; None: when there is a GPU.
+        infinite (bool): pass after pass, with batches of one size; else one pass, of which the last batch may be short.
+        drop_last (bool): leave a short last batch out.
+        rank, world_size (int): the contiguous part of each batch that is read here.
+        check_finite (bool): refuse NaN and infinities, naming the ids.
+        readahead (bool or None): announce reads to the system; None: until every batch was read once, and always when
+            the stores are larger than the memory.
+        name (str): what it is called in logs.
+    """
+
+    def __init__(self, mixture: Mixture, *, batch_size: int, seed: int = 0, shuffle: bool = False, threads: int = 1,
+                 buffers: int = 4, pin: bool | None = None, infinite: bool = False, drop_last: bool = False,
+                 rank: int = 0, world_size: int = 1, check_finite: bool = False, readahead: bool | None = None,
+                 name: str = 'data'):
+        self.mixture, self.threads, self.check_finite, self.name = mixture, threads, check_finite, name
+        self.sampler = BatchSampler(len(mixture), batch_size, seed, shuffle, drop_last, rank, world_size, infinite)
+        self.buffers = max(buffers, HELD + max(1, threads))
+        self.pin = torch.cuda.is_available() if pin is None else pin
+        self.batch_size = batch_size
+        self._views = {id(store): {key: _as_bytes(store.tensors[key]) for key in mixture.keys if key in store.keys}
+                       for store in mixture.stores}
+        for store in mixture.stores:
+            store.ids, store.captions  # noqa: B018  read the tables now, not in several threads
+        self._pool: list[_Buffers] = []
+        self._runs: weakref.WeakSet[_Run] = weakref.WeakSet()
+        self._unread = len(self.sampler)
+        self._readahead = readahead
+        self._asker: Readahead | None = None
+        self._larger_than_memory = self._log_size()
+
+    def _log_size(self) -> bool:
+        size, free, stores = self.mixture.nbytes, available_memory(), len(set(self.mixture.stores))
+        line = f'{self.name}: {len(self.mixture)} rows, {_readable(size)} in {stores} store{"s" * (stores > 1)}'
+        if free is None:
+            logger.info('%s', line)
+            return False
+        too_large = size > free
+        note = '; they do not fit, so that every pass reads from disk' if too_large else ''
+        logger.log(logging.WARNING if too_large else logging.INFO, '%s, %s of memory available%s', line,
+                   _readable(free), note)
+        return too_large
+
+    def __len__(self) -> int:
+        """Number of batches in one pass."""
+        return len(self.sampler)
+
+    def __iter__(self) -> tp.Iterator[Batch]:
+        return self.iterate(0)
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids of all items."""
+        return self.mixture.ids
+
+    def iterate(self, start: int = 0) -> tp.Iterator[Batch]:
+        """Yield the batches from number `start` on.
+
+        Raises:
+            UserError: values that are not finite (with `check_finite`).
+            RuntimeError: reading failed; it names the stores.
+        """
+        run = _Run(self, start)
+        self._runs.add(run)
+        try:
+            yield from run.batches()
+        finally:
+            run.close()
+
+    def close(self) -> None:
+        """End the threads of all iterations and free the buffers. The loader can be used again."""
+        for run in list(self._runs):
+            run.close()
+        self._pool.clear()
+        if self._asker is not None:
+            self._asker.close()
+            self._asker = None
+
+    def lend(self, count: int) -> list[_Buffers]:
+        """Hand out buffers for an iteration, made when there are too few."""
+        lent = [self._pool.pop() for _ in range(min(count, len(self._pool)))]
+        size = self.sampler.local_batch_size
+        return lent + [_Buffers(self.mixture.keys, size, self.pin) for _ in range(count - len(lent))]
+
+    def take_back(self, buffers: tp.Iterable[_Buffers]) -> None:
+        """Keep buffers for the next iteration."""
+        self._pool.extend(buffers)
+
+    # -- one batch ---------------------------------------------------------------------------------------------------
+
+    def read(self, number: int, buffers: _Buffers) -> Batch:
+        """Fill buffers with batch `number`."""
+        buffers.wait_for_copies()
+        places = [self.mixture.locate(row) for row in self.sampler.batch(number)]
+        try:
+            self._announce(places)
+            batch = self._read(places, buffers)
+            if self.check_finite:
+                self._refuse_non_finite(batch, places)
+        except UserError:
+            raise
+        except Exception as error:
+            names = ', '.join(str(store.files.folder) for store in {id(s): s for s, _ in places}.values())
+            raise RuntimeError(f'Reading batch {number} of {names} failed: {error}') from error
+        return batch
+
+    def _read(self, places: list[tuple[Store, int]], buffers: _Buffers) -> Batch:
+        tensors, rows = {}, {}
+        for key in self.mixture.keys:
+            having = [position for position, (store, _) in enumerate(places) if key in store.keys]
+            self._copy(key, [places[position] for position in having], buffers.raw[key])
+            tensors[key] = buffers.tensors[key][:len(having)]
+            if len(having) < len(places):
+                rows[key] = torch.tensor(having, dtype=torch.int64)
+        ids = [store.ids[row] for store, row in places]
+        captions = [store.captions[row] for store, row in places]
+        return Batch(ids, captions, tensors, rows, buffers.copies)
+
+    def _copy(self, key: str, places: list[tuple[Store, int]], out: np.ndarray) -> None:
+        """Copy rows: at once when they are of one store, else one by one."""
+        if not places:
+            return
+        first = places[0][0]
+        if all(store is first for store, _ in places):
+            rows = np.array([row for _, row in places], dtype=np.int64)
+            np.take(self._views[id(first)][key], rows, axis=0, out=out[:len(rows)], mode='clip')
+            return
+        for position, (store, row) in enumerate(places):
+            out[position] = self._views[id(store)][key][row]
+
+    def _announce(self, places: list[tuple[Store, int]]) -> None:
+        wanted = self._unread > 0 or self._larger_than_memory if self._readahead is None else self._readahead
+        if not wanted:
+            return
+        self._unread -= 1
+        if self._asker is None:
+            self._asker = Readahead(self.mixture.stores, self.mixture.keys)
+        for store, row in places:
+            for key in self._views[id(store)]:
+                self._asker.ask(store, key, [row])
+
+    def _refuse_non_finite(self, batch: Batch, places: list[tuple[Store, int]]) -> None:
+        for key, tensor in batch.tensors.items():
+            if _surely_finite(tensor):
+                continue
+            bad = (~tensor.reshape(len(tensor), -1).isfinite().all(1)).nonzero().flatten().tolist()
+            positions = batch.rows[key].tolist() if key in batch.rows else range(len(batch))
+            named = [f'{places[positions[i]][0].files.memmap(key)}: row {places[positions[i]][1]} '
+                     f'(id "{batch.ids[positions[i]]}")' for i in bad]
+            if named:
+                raise UserError(f'"{key}" is not finite in {len(named)} items of a batch:\n  ' + '\n  '.join(named))
+
+
+def _surely_finite(tensor: torch.Tensor) -> bool:
+    """Whether all values are finite, by their sum where that is precise enough to tell: one quick pass."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    if tensor.dtype in (torch.float32, torch.float64):
+        with np.errstate(all='ignore'):
+            return bool(np.isfinite(tensor.numpy().sum()))
+    exponent = 0x7F80 if tensor.dtype == torch.bfloat16 else 0x7C00
+    return not bool(((tensor.view(torch.int16).numpy() & exponent) == exponent).any())
+
+
+class _Run:
+    """One iteration: threads take batch numbers in turn, the consumer gets the batches in order of their number."""
+
+    def __init__(self, loader: StoreLoader, start: int):
+        self.loader = loader
+        self.end = None if loader.sampler.infinite else len(loader)
+        self.next_number = self.wanted = start
+        self.done: dict[int, Batch | BaseException] = {}
+        self.used: dict[int, _Buffers] = {}
+        self.held: collections.deque[int] = collections.deque()
+        self.free = loader.lend(loader.buffers)
+        self.changed = threading.Condition()
+        self.stopped = False
+        self.fillers = [threading.Thread(target=self._fill, name=f'{loader.name}-{i}', daemon=True)
+                        for i in range(loader.threads)]
+        for filler in self.fillers:
+            filler.start()
+
+    def _take(self) -> int | None:
+        """Take the next number together with buffers for it, so that the lowest numbers always have theirs."""
+        if self.stopped or not self.free or (self.end is not None and self.next_number >= self.end):
+            return None
+        number = self.next_number
+        self.next_number += 1
+        self.used[number] = self.free.pop()
+        return number
+
+    def _finished(self) -> bool:
+        return self.stopped or (self.end is not None and self.next_number >= self.end)
+
+    def _fill(self) -> None:
+        while True:
+            with self.changed:
+                number = self._take()
+                while number is None and not self._finished():
+                    self.changed.wait()
+                    number = self._take()
+            if number is None:
+                return
+            self._read(number)
+
+    def _read(self, number: int) -> None:
+        result: Batch | BaseException
+        try:
+            result = self.loader.read(number, self.used[number])
+        except BaseException as error:  # it belongs to the consumer, when its turn comes
+            result = error
+        with self.changed:
+            self.done[number] = result
+            self.changed.notify_all()
+
+    def batches(self) -> tp.Iterator[Batch]:
+        """Yield the batches in order, until the end or the first error."""
+        while self.end is None or self.wanted < self.end:
+            result = self._next()
+            if isinstance(result, BaseException):
+                raise result
+            yield result
+
+    def _next(self) -> Batch | BaseException:
+        with self.changed:
+            while len(self.held) >= HELD:
+                self.free.append(self.used.pop(self.held.popleft()))
+                self.changed.notify_all()
+            number = self._take() if not self.fillers else None
+        if number is not None:
+            self._read(number)
+        with self.changed:
+            while self.wanted not in self.done:
+                if self.stopped:
+                    raise RuntimeError(f'{self.loader.name}: the loader was closed while it was being read')
+                self.changed.wait()
+            self.held.append(self.wanted)
+            self.wanted += 1
+            return self.done.pop(self.held[-1])
+
+    def close(self) -> None:
+        """Stop the threads, wait for them and give the buffers back."""
+        with self.changed:
+            already, self.stopped = self.stopped, True
+            self.changed.notify_all()
+        for filler in self.fillers:
+            filler.join()
+        if not already:
+            self.loader.take_back([*self.free, *self.used.values()])
+
+
+STAGE_DEFAULTS = {'train': {'shuffle': True, 'infinite': True}}
+
+
+def build_loader(dset_stage: tp.Mapping[str, tp.Any] | None, dataset: tp.Mapping[str, tp.Any], *, stage: str, seed: int,
+                 rank: int = 0, world_size: int = 1, limit: int | None = None) -> StoreLoader:
+    """Build the loader of a stage: endless and shuffled for `train`, one pass in the order of the stores for others.
+
+    Args:
+        dset_stage (dict): `stores`, a list of paths or `{path, repeat}`; optionally `keys`, the tensors to read.
+        dataset (dict): `batch_size` (global), `num_workers` (threads), `check_finite`, and under the name of a stage
+            `num_samples` (the first so many rows) and `batch_size`.
+        stage (str): `train`, `valid`, `evaluate` or `generate`.
+        seed (int): seed of the order.
+        rank, world_size (int): which part of each batch is read here.
+        limit (int or None): the first so many rows, instead of `num_samples`.
+    Raises:
+        UserError: no stores are named, or they are not sound.
+    """
+    stores = (dset_stage or {}).get('stores')
+    if not stores:
+        raise UserError(f'dset.{stage}.stores is empty: name the stores to read, for instance with dset=example, or '
+                        f"dset.{stage}.stores=['data/mine/{stage}'].")
+    own = dataset.get(stage) or {}
+    mixture = Mixture(stores, keys=(dset_stage or {}).get('keys'), limit=limit or own.get('num_samples'))
+    return StoreLoader(
+        mixture, batch_size=own.get('batch_size') or dataset['batch_size'], seed=seed,
+        threads=dataset.get('num_workers', 1), rank=rank, world_size=world_size, name=stage,
+        check_finite=dataset.get('check_finite', True), **STAGE_DEFAULTS.get(stage, {}))
