@@ -14,6 +14,7 @@ except ImportError:  # Windows: training works, unprotected
     fcntl = None  # type: ignore[assignment]
 
 NAME = '.lock'
+_held: dict[Path, int] = {}  # locks of this process, and how many times each was taken
 
 
 def _owner(file: tp.IO[str]) -> str:
@@ -31,13 +32,23 @@ class XPLock:
         folder (Path): the folder of the XP; made if needed.
     """
     def __init__(self, folder: str | Path) -> None:
-        self.path = Path(folder) / NAME
+        self.path = Path(folder).absolute() / NAME
         self._file: tp.IO[str] | None = None
 
     def acquire(self) -> None:
-        """Take the lock, or raise a UserError that names the process which has it."""
-        if fcntl is None:
+        """Take the lock, or raise a UserError that names the process which has it.
+
+        The process that has it may take it again: whoever calls a solver may lock the folder already.
+        """
+        if self.path in _held:
+            _held[self.path] += 1
             return
+        self._file = self._open()
+        _held[self.path] = 1
+
+    def _open(self) -> tp.IO[str] | None:
+        if fcntl is None:
+            return None
         self.path.parent.mkdir(parents=True, exist_ok=True)
         file = open(self.path, 'a+', encoding='utf-8')
         try:
@@ -50,15 +61,18 @@ class XPLock:
                             'first: two processes would mix their files.') from None
         except OSError:
             file.close()  # a file system without locks
-            return
+            return None
         file.seek(0)
         file.truncate()
         json.dump({'pid': os.getpid(), 'host': socket.gethostname(), 'since': time.strftime('%Y-%m-%d %H:%M:%S')}, file)
         file.flush()
-        self._file = file
+        return file
 
     def release(self) -> None:
-        """Give the lock back."""
+        """Give the lock back, once as often as it was taken."""
+        _held[self.path] -= 1
+        if not _held[self.path]:
+            del _held[self.path]
         if self._file is not None:
             self._file.close()
             self._file = None
