@@ -1,0 +1,372 @@
+"""Every change to Dora 0.1.13, in one place, each with its reason; `tests/test_dora_compat.py` has a test for each.
+
+Dora imports our `train` module before it runs a command, so what `install` changes in Dora's modules holds for
+`dora run`, `dora grid` and `dora info`. A name that a later Dora does not have is left alone, and its test fails.
+"""
+
+import copy
+import getpass
+import importlib
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import subprocess as sp
+import sys
+import typing as tp
+from contextlib import contextmanager
+from pathlib import Path
+
+import dora.grid
+import dora.info
+import dora.launch
+import dora.run
+import dora.shep
+import dora.utils
+from dora.explore import Explorer
+from dora.hydra import HydraMain, _compare_config, _simplify_argv
+from dora.log import disable_logging, fatal, simple_log
+from dora.main import DecoratedMain, MainFun
+from dora.shep import Sheep, Shepherd
+from dora.xp import XP
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from .environment import CONFIG_ROOT, AudioCraftEnvironment
+from .utils import lock, overrides
+from .utils.config import flatten, suggest
+from .utils.errors import UserError
+from .utils.files import write_atomic
+
+logger = logging.getLogger(__name__)
+
+OUR_GRIDS = 'audiocraft._grids'
+
+
+class Main(HydraMain):
+    """Dora's main with a fast `get_xp`, whole files and errors that can be read."""
+
+    # Dora starts 4 processes to read the XPs of a grid when this is True; with the fast `get_xp` one is quicker.
+    _slow = False
+
+    def __init__(self, main: MainFun, config_name: str, config_path: str, **kwargs: tp.Any):
+        self._bases: dict[tuple[str, ...], tuple[tp.Any, list[tuple[str, str]]]] = {}
+        with _readable(self, []):
+            super().__init__(main, config_name, config_path, **kwargs)
+
+    def get_xp(self, argv: tp.Sequence[str]) -> XP:
+        """The XP of some overrides.
+
+        Dora composes the whole config twice for each XP (80 ms). Here the config of the chosen groups is composed once
+        and kept, and the other overrides are put on a copy of it by Hydra's own code (3 ms): same values, same
+        signature. Rarer forms take the stock path.
+        """
+        with _readable(self, argv):
+            argv = _simplify_argv(argv)
+            if any(self._is_rare(argument) for argument in argv):
+                return super().get_xp(argv)
+            chosen = [argument for argument in argv if argument.split('=', 1)[0] in self._config_groups]
+            plain = [argument for argument in argv if argument.split('=', 1)[0] not in self._config_groups]
+            base, delta = self._base(tuple(chosen))
+            cfg = copy.deepcopy(base)
+            parsed = OverridesParser.create().parse_overrides(plain)
+            ConfigLoaderImpl._apply_overrides_to_config(parsed, cfg)
+            return XP(dora=self.dora, cfg=cfg, argv=argv, delta=delta + self._get_delta(base, cfg))
+
+    def _is_rare(self, argument: str) -> bool:
+        key = argument.split('=', 1)[0]
+        bare = key.lstrip('+~')
+        return key != key.strip() or '@' in key or bare.startswith('hydra') or (
+            bare != key and bare in self._config_groups)
+
+    def _base(self, chosen: tuple[str, ...]) -> tuple[tp.Any, list[tuple[str, str]]]:
+        if chosen not in self._bases:
+            self._bases[chosen] = self._get_base_config(list(chosen))
+        base, delta = self._bases[chosen]
+        return base, list(delta)
+
+    def _get_delta(self, init: tp.Any, other: tp.Any) -> list[tuple[str, tp.Any]]:
+        # Dora's comparison keeps its path in a default argument: after an error in the middle of it, all later
+        # signatures of the process would be wrong.
+        return [('.'.join(found.path), found.other_value) for found in _compare_config(init, other, [])]
+
+    def keys(self, argv: tp.Sequence[str]) -> list[str]:
+        """The dotted keys of the config with the groups that `argv` chooses."""
+        chosen = tuple(argument for argument in argv if argument.split('=', 1)[0] in self._config_groups)
+        return list(flatten(tp.cast(dict, OmegaConf.to_container(self._base(chosen)[0], resolve=False))))
+
+    def init_xp(self, xp: XP) -> XP:
+        """Make the XP folder. Dora writes `.argv.json` in place, so that a kill leaves half of it: here it is whole."""
+        if not xp.cfg.get('solver'):
+            solvers = overrides.config_choices(CONFIG_ROOT, 'solver')
+            raise UserError('Choose a solver with solver=..., one of:\n  ' + '\n  '.join(solvers))
+        try:
+            if xp._shared_argv_cache is not None:
+                super().init_xp(xp)
+            write_atomic(xp._argv_cache, json.dumps(xp.argv))
+        except OSError as error:
+            raise UserError(f'Cannot write to the XP folder {xp.folder}: {error.strerror}. '
+                            'AUDIOCRAFT_DORA_DIR chooses where XPs go.') from error
+        return xp
+
+    def get_argv_from_sig(self, sig: str) -> list[str]:
+        """The overrides of an XP; those that Hydra keeps are taken when `.argv.json` is damaged."""
+        try:
+            return list(super().get_argv_from_sig(sig))
+        except ValueError:
+            folder = self.dora.dir / self.dora.xps / sig
+            kept = folder / '.hydra' / 'overrides.yaml'
+            if not kept.exists():
+                # Dora turns a RuntimeError into "could not find": the reason has to be said before.
+                logger.error('%s is damaged, and there is nothing to mend it from.', folder / '.argv.json')
+                raise UserError(f'{folder / ".argv.json"} is damaged: give the overrides in place of the '
+                                'signature.') from None
+            logger.warning('%s is damaged: using the overrides in %s.', folder / '.argv.json', kept)
+            return tp.cast(list[str], OmegaConf.to_container(OmegaConf.load(kept)))
+
+    def get_slurm_config(self) -> tp.Any:
+        """Dora's default asks for a partition that only one company has: take the team's when the config has none."""
+        slurm = super().get_slurm_config()
+        if not self._base_cfg.get('slurm', {}).get('partition'):
+            slurm.partition = AudioCraftEnvironment.get_slurm_partitions() or ''
+        if slurm.exclude is None:
+            slurm.exclude = AudioCraftEnvironment.get_slurm_exclude()
+        return slurm
+
+
+def hydra_main(config_name: str, config_path: str, **kwargs: tp.Any) -> tp.Callable[[MainFun], Main]:
+    """Dora's decorator of the same name, for our `Main`."""
+    def decorate(main: MainFun) -> Main:
+        return Main(main, config_name=config_name, config_path=config_path, **kwargs)
+    return decorate
+
+
+@contextmanager
+def _readable(main: Main, argv: tp.Sequence[str]) -> tp.Iterator[None]:
+    """Two or three lines in place of the 30 that Hydra, OmegaConf and Dora print for a wrong override."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, AssertionError) as error:
+        message = overrides.explain(error, argv, getattr(main, '_config_groups', []), CONFIG_ROOT,
+                                    lambda: main.keys(argv))
+        raise UserError(message) from error
+
+
+# -- errors ---------------------------------------------------------------------------------------------------------
+
+def print_error(error: UserError) -> None:
+    """Print what the user should read, and nothing else."""
+    print(f'error: {error}', file=sys.stderr)
+
+
+def _excepthook(stock: tp.Callable[..., None]) -> tp.Callable[..., None]:
+    def hook(kind: type[BaseException], error: BaseException, traceback: tp.Any) -> None:
+        if isinstance(error, UserError):
+            print_error(error)
+        else:
+            stock(kind, error, traceback)
+    return hook
+
+
+# -- logs, orphans, damaged files -----------------------------------------------------------------------------------
+
+def _log_of(stock: property) -> property:
+    """`dora info -t` of an XP that was run here, not by SLURM, is an AttributeError: show its own log."""
+    def log(self: Sheep) -> Path:
+        scheduled = stock.fget(self)  # type: ignore[misc]
+        return scheduled if scheduled is not None else self.xp.folder / 'solver.log.0'
+    return property(log)
+
+
+def _check_orphans(self: Shepherd) -> None:
+    """Dora asks `squeue` and the terminal's login name; without either, one stale file makes every command fail."""
+    for token in sorted(self._orphans.iterdir()):
+        if shutil.which('squeue') is None:
+            logger.debug('Leaving %s to a machine with SLURM.', token)
+            continue
+        command = ['squeue', '-u', getpass.getuser(), '-n', token.name, '-o', '%i', '-h']
+        found = sp.run(command, capture_output=True, text=True)
+        if found.returncode:
+            logger.warning('A job may have been left behind (%s), and squeue does not answer: %s',
+                           token, found.stderr.strip())
+            continue
+        jobs = sorted({line.split('_')[0] for line in found.stdout.split()})
+        if jobs:
+            logger.warning('Cancelling the jobs %s, which were started but never recorded.', ', '.join(jobs))
+            sp.run(['scancel', *jobs], check=True)
+        token.unlink(missing_ok=True)
+
+
+def _tolerant(stock: tp.Callable[..., tp.Any]) -> tp.Callable[..., tp.Any]:
+    """A history that was cut in the middle is a traceback in `dora info -m` and ends a whole grid: skip it."""
+    def try_load(path: Path, *args: tp.Any, **kwargs: tp.Any) -> tp.Any:
+        try:
+            return stock(path, *args, **kwargs)
+        except ValueError as error:
+            logger.warning('%s is damaged (%s) and is ignored.', path, error)
+            return None
+    return try_load
+
+
+# -- --clear --------------------------------------------------------------------------------------------------------
+
+def refuse_if_running(folder: Path) -> None:
+    """Raise `UserError` when a process of this machine works in the XP folder."""
+    who = lock.holder(folder)
+    if who is not None:
+        raise UserError(f'{folder} is in use by {who}: stop it before --clear.')
+
+
+def _guarded_clear(stock: tp.Callable[..., None]) -> tp.Callable[..., None]:
+    """Dora removes the folder of an XP that runs here; both processes go on and mix their files."""
+    def check_job_and_clear(argv: list[str], main: DecoratedMain, clear: bool = False) -> None:
+        if clear:
+            refuse_if_running(main.get_xp(argv).folder)
+        stock(argv, main, clear)
+    return check_job_and_clear
+
+
+def _guarded_rmtree(stock: tp.Callable[[Path], None]) -> tp.Callable[[Path], None]:
+    """The same for `dora grid --clear` and `dora launch --clear`."""
+    def reliable_rmtree(path: Path) -> None:
+        refuse_if_running(path)
+        stock(path)
+    return reliable_rmtree
+
+
+# -- dora run -d, dora info -v, jobs --------------------------------------------------------------------------------
+
+def _start_workers(stock: tp.Callable[..., None]) -> tp.Callable[..., None]:
+    """`dora run -d` ends with an error where there is no GPU: train in this process."""
+    def start_ddp_workers(main: DecoratedMain, argv: list[str], num_workers: int | None = None) -> None:
+        from torch import cuda
+        if num_workers or cuda.device_count():
+            return stock(main, argv, num_workers)
+        simple_log('Executor:', 'There is no GPU: training with one process on the CPU (--ddp_workers N asks for N).')
+        os.environ.update(RANK='0', LOCAL_RANK='0', WORLD_SIZE='1')
+        sys.argv[1:] = argv
+        disable_logging()
+        main()
+    return start_ddp_workers
+
+
+class _InfoShepherd(Shepherd):
+    """`dora info` shows the overrides alone; `dora -v info` also prints the whole config, interpolations resolved."""
+
+    def get_sheep_from_argv(self, argv: tp.Sequence[str]) -> Sheep:
+        sheep = super().get_sheep_from_argv(argv)
+        if logging.getLogger('dora').level == logging.DEBUG:
+            print(OmegaConf.to_yaml(sheep.xp.cfg, resolve=True), end='', flush=True)
+        return sheep
+
+
+def _submit(stock: tp.Callable[..., None]) -> tp.Callable[..., None]:
+    """Without SLURM, submitit's error says nothing of what to do."""
+    def submit(self: Shepherd, job_array: tp.Any) -> None:
+        if job_array.sheeps and shutil.which('srun') is None:
+            raise UserError('There is no SLURM on this machine to run jobs with. `--dry_run --init` shows the XPs and '
+                            'their signatures; run one here with `dora run -f SIG`.')
+        stock(self, job_array)
+    return submit
+
+
+# -- grids ----------------------------------------------------------------------------------------------------------
+
+def _our_grids() -> Path | None:
+    root = CONFIG_ROOT.parent / ('_grids' if CONFIG_ROOT.name == '_config' else 'grids')
+    return root if (root / '__init__.py').exists() else None
+
+
+def _import_our_grids() -> None:
+    """Make our grids importable as `audiocraft._grids` also from a checkout, where they lie beside the package."""
+    folder = _our_grids()
+    if folder is None or OUR_GRIDS in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(OUR_GRIDS, folder / '__init__.py',
+                                                  submodule_search_locations=[str(folder)])
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[OUR_GRIDS] = module
+    spec.loader.exec_module(module)
+
+
+def grid_packages() -> dict[str, Path]:
+    """The packages that hold grids and their folders: the current folder's first, ours second."""
+    found = {}
+    here = Path('grids').resolve()
+    ours = _our_grids()
+    if here.is_dir() and here != ours:
+        if not (here / '__init__.py').exists():
+            raise UserError(f'{here} is not a package: add an empty {here / "__init__.py"}.')
+        found['grids'] = here
+    if ours is not None:
+        found[OUR_GRIDS] = ours
+    return found
+
+
+def grid_names(folder: Path) -> list[str]:
+    """The grids in a folder, as `task.name`."""
+    files = [path.relative_to(folder).with_suffix('') for path in folder.rglob('*.py')]
+    return sorted('.'.join(file.parts) for file in files if not any(part.startswith('_') for part in file.parts))
+
+
+def _get_explore(stock: tp.Callable[..., Explorer]) -> tp.Callable[..., Explorer]:
+    """Dora looks into one package, and a misspelled grid ends with exit status 0."""
+    def get_explore(args: tp.Any, main: DecoratedMain) -> Explorer:
+        packages = grid_packages()
+        names = sorted({name for folder in packages.values() for name in grid_names(folder)})
+        if args.grid is None:
+            print('Grids: ' + ', '.join(names))
+            sys.exit(0)
+        for package, folder in packages.items():
+            if args.grid in grid_names(folder):
+                main.dora.grid_package = package
+                return _load_explorer(stock, args, main, package)
+        hint = suggest(args.grid, names)
+        raise UserError(f'There is no grid "{args.grid}"' + (f': {hint}' if hint else '.')
+                        + f'\nThere are: {", ".join(names)}.')
+    return get_explore
+
+
+def _load_explorer(stock: tp.Callable[..., Explorer], args: tp.Any, main: DecoratedMain, package: str) -> Explorer:
+    if package == OUR_GRIDS:
+        _import_our_grids()
+    else:
+        sys.path.insert(0, str(Path('.').resolve()))
+    try:
+        importlib.import_module(f'{package}.{args.grid}')
+    except ImportError as error:
+        # Dora says only that the import failed.
+        fatal(f'Cannot import the grid {args.grid}: {error}')
+    return stock(args, main)
+
+
+# -- installation ---------------------------------------------------------------------------------------------------
+
+PATCHES: list[tuple[tp.Any, str, tp.Callable[[tp.Any], tp.Any]]] = [
+    (dora.shep.Sheep, 'log', _log_of),
+    (dora.shep.Shepherd, '_check_orphans', lambda stock: _check_orphans),
+    (dora.shep.Shepherd, '_submit', _submit),
+    (dora.utils, 'try_load', _tolerant),
+    (dora.run, 'check_job_and_clear', _guarded_clear),
+    (dora.run, 'start_ddp_workers', _start_workers),
+    (dora.grid, 'reliable_rmtree', _guarded_rmtree),
+    (dora.launch, 'reliable_rmtree', _guarded_rmtree),
+    (dora.grid, '_get_explore', _get_explore),
+    (dora.info, 'Shepherd', lambda stock: _InfoShepherd),
+    (sys, 'excepthook', _excepthook),
+]
+_installed: set[str] = set()
+
+
+def install() -> None:
+    """Put the changes in place, once."""
+    for owner, name, change in PATCHES:
+        key = f'{getattr(owner, "__module__", None) or owner.__name__}.{getattr(owner, "__qualname__", "")}.{name}'
+        if key not in _installed and hasattr(owner, name):
+            setattr(owner, name, change(getattr(owner, name)))
+            _installed.add(key)

@@ -1,0 +1,129 @@
+"""The entry point of training: `dora run solver=...`, `python -m audiocraft.train solver=...`, `torchrun ...`.
+
+Dora looks for a package with a `train` module in the current folder; from elsewhere use `python -m audiocraft run`.
+"""
+
+import logging
+import sys
+import typing as tp
+
+import torch
+from dora.xp import XP, get_xp
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from . import distrib, dora_compat
+from .environment import CONFIG_ROOT, AudioCraftEnvironment
+from .utils.config import allow_targets, locate
+from .utils.errors import UserError
+from .utils.lock import XPLock
+from .utils.logging import setup_logging
+from .utils.random import seed_all
+
+logger = logging.getLogger(__name__)
+dora_compat.install()
+
+
+def get_solver(cfg: DictConfig) -> tp.Any:
+    """Build the solver that `cfg.solver._target_` names, as `Class(cfg)`.
+
+    Must be called within an XP. The class is a `StandardSolver`, or any `flashy.BaseSolver` with a `run` method.
+    """
+    allow_targets(cfg.get('allow_targets') or [])
+    target = OmegaConf.select(cfg, 'solver._target_')
+    if not target:
+        raise UserError('The config has no solver._target_: the yaml of a solver says '
+                        '"solver: {_target_: my_package.my_module.MySolver}".')
+    return locate(target)(cfg)
+
+
+def get_solver_from_xp(xp: XP, override_cfg: tp.Mapping[str, tp.Any] | None = None, restore: bool = True) -> tp.Any:
+    """The solver of an XP that ran, with its last state when `restore`.
+
+    Args:
+        xp (XP): from `main.get_xp_from_sig` or `main.get_xp`.
+        override_cfg (dict): dotted keys of the config to change for this use, e.g. `{'device': 'cpu'}`.
+        restore (bool): load the newest checkpoint; raises `UserError` when there is none.
+    """
+    cfg = xp.cfg
+    with open_dict(cfg):
+        for key, value in (override_cfg or {}).items():
+            OmegaConf.update(cfg, key, value, merge=False)
+    with xp.enter(stack=True):
+        solver = get_solver(cfg)
+        if restore and not solver.restore():
+            raise UserError(f'The XP {xp.sig} has no checkpoint in {xp.folder}.')
+    return solver
+
+
+def get_solver_from_sig(sig: str, override_cfg: tp.Mapping[str, tp.Any] | None = None, restore: bool = True) -> tp.Any:
+    """The same, from the signature of an XP."""
+    return get_solver_from_xp(main.get_xp_from_sig(sig), override_cfg, restore)
+
+
+def check_device(name: str) -> None:
+    """Raise `UserError` when `cfg.device` names what this machine does not have."""
+    if name not in ('auto', 'cpu') and not name.startswith('cuda'):
+        raise UserError(f'device={name}: expected auto, cpu or cuda.')
+    if name.startswith('cuda') and not torch.cuda.is_available():
+        raise UserError(f'device={name}, but CUDA is not available here: use device=auto or device=cpu.')
+
+
+def init_system(cfg: DictConfig) -> None:
+    """Seeds, device and threads of this process."""
+    seed_all(cfg.seed)
+    check_device(cfg.device)
+    if cfg.num_threads:
+        torch.set_num_threads(cfg.num_threads)
+
+
+def init_logging(cfg: DictConfig) -> None:
+    """Log to the terminal and to the XP folder, each process to its own file."""
+    stage = cfg.get('execute_only')
+    setup_logging(get_xp().folder, f'{stage or "solver"}.log.{distrib.rank()}', cfg.logging.level)
+    logger.info('XP %s in %s', get_xp().sig, get_xp().folder)
+    if distrib.is_rank_zero():
+        AudioCraftEnvironment.warn_if_temporary()
+
+
+def run(cfg: DictConfig) -> tp.Any:
+    """Everything that one run does, in order, within an XP."""
+    init_system(cfg)
+    init_logging(cfg)
+    distrib.init('gloo' if cfg.device == 'cpu' else None)
+    solver = get_solver(cfg)
+    if cfg.show:
+        return solver.show()
+    if cfg.execute_only:
+        return solver.run_one_stage(cfg.execute_only)
+    return solver.run()
+
+
+def locked_run(cfg: DictConfig) -> tp.Any:
+    """`run`, alone in the XP folder."""
+    if cfg.show or not distrib.is_rank_zero():
+        return run(cfg)
+    with XPLock(get_xp().folder):
+        return run(cfg)
+
+
+@dora_compat.hydra_main(config_path=str(CONFIG_ROOT), config_name='config', version_base='1.3')
+def main(cfg: DictConfig) -> tp.Any:
+    """Train, or run one stage of, the XP that the overrides describe."""
+    try:
+        return locked_run(cfg)
+    except UserError as error:
+        logger.debug('Where it happened:', exc_info=True)
+        dora_compat.print_error(error)
+        sys.exit(1)
+    except Exception:
+        # Hydra would print its own frames to the terminal and nothing to the log file.
+        logger.exception('The run failed.')
+        sys.exit(1)
+    finally:
+        distrib.finish()
+
+
+main.dora.dir = AudioCraftEnvironment.get_dora_dir()
+
+if __name__ == '__main__':
+    main()
