@@ -121,21 +121,24 @@ def identity(store: Store, repeat: int = 1) -> dict[str, tp.Any]:
 
 
 def _open(source: Source, opened: dict[str, Store]) -> tuple[Store, int]:
-    repeat = 1
-    if isinstance(source, tp.Mapping):
-        unknown = source.keys() - {'path', 'repeat'}
-        if unknown or 'path' not in source:
-            raise UserError(f'A store is given as a path or as {{path: ..., repeat: 5}}, not as {dict(source)!r}.')
-        repeat = source.get('repeat', 1)
-        source = source['path']
-        if type(repeat) is not int or repeat < 1:
-            raise UserError(f'{source}: "repeat" is {repeat!r}, expected a whole number from 1 on.')
     if isinstance(source, Store):
-        return source, repeat
+        return source, 1
+    if isinstance(source, tp.Mapping):
+        return _open_described(source, opened)
     path = str(resolve_path(source))
     if path not in opened:
         opened[path] = Store(path)
-    return opened[path], repeat
+    return opened[path], 1
+
+
+def _open_described(source: tp.Mapping[str, tp.Any], opened: dict[str, Store]) -> tuple[Store, int]:
+    unknown = source.keys() - {'path', 'repeat'}
+    if unknown or 'path' not in source:
+        raise UserError(f'A store is given as a path or as {{path: ..., repeat: 5}}, not as {dict(source)!r}.')
+    repeat = source.get('repeat', 1)
+    if type(repeat) is not int or repeat < 1:
+        raise UserError(f'{source["path"]}: "repeat" is {repeat!r}, expected a whole number from 1 on.')
+    return _open(source['path'], opened)[0], repeat
 
 
 def _union(stores: tp.Sequence[Store]) -> dict[str, Spec]:

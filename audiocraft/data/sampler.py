@@ -21,7 +21,7 @@ def order(seed: int, pass_number: int, n: int) -> torch.Tensor:
 
 
 class BatchSampler:
-    """The rows of batch number b: global positions `[b * batch_size, (b + 1) * batch_size)`; a rank takes a part of them.
+    """The rows of batch number b: global positions `[b * batch_size, (b + 1) * batch_size)`; a rank takes a part.
 
     When `infinite`, position p is row `p % n` of pass `p // n`: a batch may begin in one pass and end in the next, so
     that all batches are of one size. Otherwise the last batch may be short, unless it is dropped.
