@@ -90,8 +90,8 @@ class _Slots:
 class _Picture:
     """A decoded picture, converted when a slot first wants it and only once."""
 
-    def __init__(self, frame: tp.Any, time: float, size: tp.Optional[Size]):
-        self.frame, self.time, self.size = frame, time, size
+    def __init__(self, frame: tp.Any, time: float, size: tp.Optional[Size], converter: tp.Any):
+        self.frame, self.time, self.size, self.converter = frame, time, size, converter
         self.rotation = int(round(frame.rotation / 90)) % 4
         self._pixels: tp.Optional[np.ndarray] = None
 
@@ -102,7 +102,7 @@ class _Picture:
             if self.rotation % 2:
                 height, width = width, height
             # Area averaging: strong reductions keep what moves between the pixels.
-            image = self.frame.reformat(width=width, height=height, format='rgb24', interpolation='AREA').to_ndarray()
+            image = self.converter.reformat(self.frame, width, height, 'rgb24', interpolation='AREA').to_ndarray()
             self._pixels = np.rot90(image, self.rotation) if self.rotation else image
             self.frame = None
         return self._pixels
@@ -121,6 +121,8 @@ class _Decoder:
         self.period = 0.04
         self.end = 0.
         self.rotation = 0
+        # One for all pictures: it keeps its scaler, which takes longer to set up than a small picture takes to scale.
+        self.converter = av.video.reformatter.VideoReformatter()
 
     def run(self) -> '_Decoder':
         with open_media(self.path) as container:
@@ -156,7 +158,7 @@ class _Decoder:
             self.origin = time
         if self.previous is not None and time - self.origin <= self.previous.time:
             return
-        picture = _Picture(frame, time - self.origin, self.size)
+        picture = _Picture(frame, time - self.origin, self.size, self.converter)
         for slots in self.slots:
             slots.between(self.previous or picture, picture)
         self.previous, self.rotation = picture, 90 * picture.rotation

@@ -135,7 +135,7 @@ def _between(path: Path, rng: np.random.Generator, start: float, end: float, rea
 def _wander(path: Path, rng: np.random.Generator, start: float, height: float, end: float,
             last: tp.Optional[float], reach: float, speed: float) -> None:
     """Add smooth turning points between `start` and `end`, all far from the surface: these are silent."""
-    low = 0.4 * reach
+    low, phase = 0.4 * reach, int(rng.integers(2))
     swings = max(1, int((end - start) / rng.uniform(0.35, 0.7)))
     width = (end - start) / swings
     step = 0.55 * speed * width  # the mid-piece speed of a cubic swing is 1.5 * step / width
@@ -146,7 +146,8 @@ def _wander(path: Path, rng: np.random.Generator, start: float, height: float, e
         if index == swings and last is not None:
             target = last
         else:
-            target = rng.uniform(low, reach)
+            # Near and far by turns, so that it often turns around.
+            target = rng.uniform(0.7 * reach, reach) if (index + phase) % 2 else rng.uniform(low, 0.7 * reach)
             if last is not None:  # never further away than the rest of the swings can bring back
                 target = np.clip(target, last - step * (swings - index), last + step * (swings - index))
         height = float(np.clip(target, height - step, height + step))
