@@ -18,7 +18,7 @@ from .table import format_value
 
 logger = logging.getLogger(__name__)
 
-HIDDEN = {'update', 'sample_rate', 'path', 'audio', 'video', 'media', 'spectrogram', 'picture'}
+HIDDEN = {'update', 'sample_rate', 'wav', 'video'}
 
 
 class Assets:
@@ -67,13 +67,20 @@ def card(clip: ClipResult, update: int | None, files: Assets, notes: list[str]) 
     truth = _truth(clip, seconds, files, notes)
     if truth is not None:
         takes.append(_take('Truth', *truth, events, clip.start, seconds))
-    return tag('article', tag('p', clip.prompt or clip.id, class_='prompt', dir='auto'), _facts(clip), takes, class_='card')
+    prompt = tag('p', clip.prompt or clip.id, class_='prompt', dir='auto')
+    return tag('article', prompt, _facts(clip), takes, class_='card')
 
 
 def _facts(clip: ClipResult) -> Html:
-    items = [('id', clip.id), *clip.scores.items(), *((k, v) for k, v in clip.details.items() if k not in HIDDEN)]
+    details = {name: _without(value, clip.prompt) for name, value in clip.details.items() if name not in HIDDEN}
+    items = [('id', clip.id), *clip.scores.items(), *details.items()]
     return tag('ul', [tag('li', f'{words(str(name))} ', tag('b', _plain(value))) for name, value in items
                       if value not in (None, '', {}, [])], class_='facts')
+
+
+def _without(value: tp.Any, prompt: str) -> tp.Any:
+    """Conditions without the prompt, which is the title of the card."""
+    return {k: v for k, v in value.items() if v not in (prompt, None)} if isinstance(value, dict) else value
 
 
 def _plain(value: tp.Any) -> str:
@@ -137,7 +144,7 @@ def _take(title: str, link: str, picture: str | None, events: list[dict[str, tp.
     image = tag('div', tag('div', tag('img', src=picture, alt=f'{title}: log-mel spectrogram', loading='lazy'),
                            _marks(events, seconds), class_='picture', data_seconds=seconds, data_start=start),
                 ruler(seconds)) if picture else None
-    return tag('section', tag('h3', title), player, image, class_='take' if is_video else 'take flat')
+    return tag('section', tag('h3', title), player, image, class_='take')
 
 
 def _marks(events: list[dict[str, tp.Any]], seconds: float) -> Html:

@@ -13,13 +13,12 @@ from .results import is_number
 MEANINGS = {
     'loss': 'The training loss on the clips of evaluate.',
     'flow_loss': 'Squared error of the predicted velocity; compare between models on the same latents only.',
-    'onset_f1': 'Do the sounds start when the strikes happen? F1 of onsets, matched one to one within 50 ms; 1 is perfect.',
+    'onset_f1': 'Do the sounds start when the strikes happen? F1 of onsets matched one to one within 50 ms; 1 is best.',
     'onset_precision': 'Share of the generated onsets that are true ones.',
     'onset_recall': 'Share of the true onsets that were generated.',
     'kind_accuracy': 'Does it sound like the right kind of object? Share of clips that a classifier, fitted on real '
                      'training audio, puts in the right kind.',
-    'fd': 'Fréchet distance between generated and true sounds in an embedding; 0 is the same distribution.',
-    'frechet_distance': 'Fréchet distance between generated and true sounds in an embedding; 0 is the same distribution.',
+    'frechet_distance': 'Fréchet distance of generated to true sounds in an embedding; 0 is the same distribution.',
     'fad': 'Fréchet audio distance to the true sounds; 0 is the same distribution.',
     'kl': 'Kullback-Leibler divergence between what a classifier hears in the truth and in the generated; 0 is equal.',
     'isc': 'Inception score: confident and varied classes; higher is better, on one classifier only.',
@@ -57,6 +56,8 @@ def measures(metrics: dict[str, tp.Any]) -> list[Measure]:
         base = _base(name, metrics)
         if base != name:
             found[base].controls[_control(name, base)] = value
+    for measure in found.values():
+        measure.controls = dict(sorted(measure.controls.items(), key=lambda item: _rank(item[0])))
     return list(found.values())
 
 
@@ -76,6 +77,11 @@ def follows(metrics: dict[str, tp.Any]) -> list[tuple[str, str, float, float]]:
             verdict = 'neither more than the other' if abs(gap) < 0.05 else 'the picture' if gap > 0 else 'the caption'
             found.append((control, verdict, float(of_picture), float(of_caption)))
     return found
+
+
+def _rank(control: str) -> int:
+    """Controls in the order of `CONTROLS`, others after them."""
+    return next((i for i, name in enumerate(CONTROLS) if control.startswith(name)), len(CONTROLS))
 
 
 def words(name: str) -> str:

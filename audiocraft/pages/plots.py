@@ -71,8 +71,9 @@ def log_mel_db(wav: torch.Tensor, sample_rate: int, n_mels: int = 80) -> torch.T
     return (level - level.max()).clamp(min=-RANGE_DB)
 
 
-def spectrogram_png(wav: torch.Tensor, sample_rate: int, path: str | Path, events: list[dict[str, tp.Any]] | None = None,
-                    title: str | None = None, axes: bool = True) -> Path | None:
+def spectrogram_png(wav: torch.Tensor, sample_rate: int, path: str | Path,
+                    events: list[dict[str, tp.Any]] | None = None, title: str | None = None,
+                    axes: bool = True) -> Path | None:
     """Write a log-mel spectrogram of a sound.
 
     Args:
@@ -119,7 +120,7 @@ def curves_png(history: list[dict[str, tp.Any]], path: str | Path,
     found = {name: lines for name, lines in curves(history).items() if panels is None or name in panels}
     if not found or not available():
         return None
-    figure = Figure(figsize=(5.6 * len(found), 3.4), dpi=150, layout='constrained')
+    figure = Figure(figsize=(4.4 * len(found), 3.1), dpi=160, layout='constrained')
     for plot, (name, lines) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items()):
         _draw(plot, name, lines)
     return _save(figure, path)
@@ -162,10 +163,10 @@ def _draw(plot: tp.Any, name: str, lines: Lines) -> None:
         epochs, values = zip(*points)
         plot.plot(epochs, values, label=label.replace('_', ' '), color=colour, linewidth=1.8,
                   marker='o' if len(points) < 30 else None, markersize=3.5)
-    values = [value for points in lines.values() for _, value in points]
+    every = [value for points in lines.values() for _, value in points]
     if name == 'scores':
         plot.set_ylim(-0.03, 1.03)
-    elif min(values) > 0 and max(values) > 20 * min(values):
+    elif min(every) > 0 and max(every) > 20 * min(every):
         plot.set_yscale('log')
     _style(plot, PANELS[name])
     plot.grid(True, color=INK, alpha=0.22, linewidth=0.7)

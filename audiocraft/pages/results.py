@@ -13,6 +13,9 @@ from pathlib import Path
 
 import yaml
 
+from ..data.samples import read_events
+from ..utils.errors import UserError
+
 Metrics = dict[str, tp.Any]
 History = list[dict[str, Metrics]]
 SECRET = re.compile(r'^(\s*[\w.-]*(?:token|secret|password|api_?key)[\w.-]*\s*:)\s*\S.*$', re.IGNORECASE | re.MULTILINE)
@@ -81,7 +84,7 @@ def numbered(folder: Path) -> list[Path]:
     return sorted((path for path in folder.iterdir() if path.stem.isdigit()), key=lambda path: int(path.stem))
 
 
-def is_number(value: tp.Any) -> bool:
+def is_number(value: tp.Any) -> tp.TypeGuard[float]:
     """Whether `value` is a finite number (booleans are not)."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -185,13 +188,13 @@ def _find_reference(value: tp.Any, path: Path, results: Results) -> Path | None:
 
 
 def _read_events(events: tp.Any, clip: ClipResult, results: Results) -> list[dict[str, tp.Any]] | None:
-    """Events of the JSON, else of `<reference's stem>.events.json`, whose times count from the start of the media."""
+    """Events of the JSON, else those beside the truth, whose times count from the start of the media."""
     start = 0.
-    if events is None and clip.reference is not None:
-        events = _read_json(clip.reference.with_suffix('.events.json'), results.notes)
-        start = clip.start
-    if isinstance(events, dict):
-        events = events.get('events')
+    try:
+        if events is None and clip.reference is not None:
+            events, start = read_events(clip.reference.parent, clip.reference.stem), clip.start
+    except UserError as error:
+        results.notes.append(str(error))
     if not isinstance(events, list):
         return None
     return [{**event, 'time': event['time'] - start} for event in events

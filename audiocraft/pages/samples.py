@@ -9,8 +9,8 @@
                                   `<stem>.mp4` where there is a picture. Keys that are read, all optional: `id`,
                                   `caption` or `prompt`, `duration` (seconds), `start` (of the clip in the truth),
                                   `reference` (path of the truth, absolute or relative to the JSON, the XP folder or
-                                  the current folder), `events` ([{'time': seconds, 'kind': text}]; else read from
-                                  `<reference's stem>.events.json`), `scores` ({name: number});
+                                  the current folder), `events` ([{'time': seconds, 'kind': text}]; else those
+                                  beside the truth, see `data.samples.read_events`), `scores` ({name: number});
                                   other keys (seed, checkpoint, conditions, ...) are listed as they are
     .argv.json                    the overrides (else `.hydra/overrides.yaml`)
     checkpoints/<update>/config.yaml   the resolved configuration, newest (else `.hydra/config.yaml`)
@@ -20,7 +20,6 @@ and the folder can be moved, zipped and sent. The page is written last and in on
 are removed after that.
 """
 
-import argparse
 import dataclasses
 import hashlib
 import json
@@ -78,16 +77,19 @@ def render(results: Results, title: str, signature: str, best_metric: str | None
     """The whole page as text, its pictures and media put beside it."""
     notes = list(results.notes)
     cards = [card(clip, results.update, files, notes) for clip in results.clips[:MAX_CLIPS]]
+    curves = _curves(results, files)
     if not plots.available():
         notes.insert(0, f'No pictures: matplotlib is not installed ({plots.EXTRA}).')
-    body = tag('body', sections.header(results, title, signature, best_metric), sections.remarks(notes),
-               sections.clips(results, cards, signature, MAX_CLIPS), sections.evaluation(results, _curves(results, files)),
-               sections.reproduce(results, signature), tag('script', Html(SCRIPT)))
+    parts = {'clips': sections.clips(results, cards, signature), 'curves': sections.curves(curves),
+             'evaluation': sections.evaluation(results), 'configuration': sections.reproduce(results, signature)}
+    header = sections.header(results, title, signature, best_metric, [name for name, part in parts.items() if part])
+    body = tag('body', header, sections.remarks(notes), parts.values(), tag('script', Html(SCRIPT)))
     return '<!DOCTYPE html>\n' + tag('html', _head(f'{title} · {signature}'), body, lang='en') + '\n'
 
 
 def _head(title: str) -> Html:
-    return tag('head', tag('meta', charset='utf-8'), tag('meta', http_equiv='Content-Security-Policy', content=policy()),
+    return tag('head', tag('meta', charset='utf-8'),
+               tag('meta', http_equiv='Content-Security-Policy', content=policy()),
                tag('meta', name='viewport', content='width=device-width, initial-scale=1'),
                tag('meta', name='generator', content='audiocraft'),
                tag('link', rel='icon', href='data:,'), tag('title', title), tag('style', Html(STYLE)))
@@ -110,22 +112,11 @@ def find_folder(target: str) -> Path:
     """The XP folder that a signature, `//sig/SIG` or a path names; UserError when there is none."""
     path = Path(target)
     if not path.is_dir():
-        signature = target.removeprefix('//sig/').strip('/')
-        path = folder_of_signature(signature) if signature.isalnum() else path
-    if not path.is_dir():
-        raise UserError(f'page: {target} is neither a folder nor the signature of an XP (looked for {path}); '
-                        'give the path of an XP folder, or a signature that `dora info` knows')
+        try:
+            path = folder_of_signature(target.removeprefix('//sig/').strip('/'))
+        except UserError as error:
+            raise UserError(f'{target} is neither a folder nor the signature of an XP: {error}') from None
     if not any((path / name).exists() for name in ('history.json', '.argv.json', '.hydra', 'generate', 'evaluate')):
-        raise UserError(f'page: {path} does not look like an XP folder: it has none of history.json, .argv.json, '
-                        'generate/, evaluate/')
+        raise UserError(f'{path} does not look like the folder of an XP: it has none of history.json, .argv.json, '
+                        '.hydra/, generate/, evaluate/')
     return path
-
-
-def main(argv: tp.Sequence[str] | None = None) -> None:
-    """`python -m audiocraft page SIG|PATH`: write the page again from what is on disk, print its path."""
-    parser = argparse.ArgumentParser(prog='audiocraft page', description='Write the page of an XP from its folder.')
-    parser.add_argument('xp', help='signature of an XP, or path of its folder')
-    parser.add_argument('--title', help='by default the solver of the XP')
-    args = parser.parse_args(argv)
-    folder = find_folder(args.xp)
-    print(write_page(folder, title=args.title))
