@@ -58,12 +58,12 @@ class MMAudio(nn.Module):
         depth (int): number of blocks; the last `fused_depth` of them see the latents only.
         fused_depth (int): see above.
         num_heads (int): heads of the attention.
-        latent_seq_len (int): number N of latents; `clip_seq_len`, `sync_seq_len` (a multiple of 8) and `text_seq_len` of
-            the features.
+        latent_seq_len (int): number N of latents; `clip_seq_len`, `sync_seq_len` (a multiple of 8) and `text_seq_len`
+            of the features.
         mlp_ratio (float): width of the feed-forward layers over D.
         v2 (bool): the second published version: SiLU in the input projections, other frequencies of the time embedding.
-        latent_mean (list or tensor): mean of the latents for each channel, `latent_std` their deviation. If they are not
-            given they are NaN, so that nobody uses them before they are loaded.
+        latent_mean (list or tensor): mean of the latents for each channel, `latent_std` their deviation. If they are
+            not given they are NaN, so that nobody uses them before they are loaded.
         empty_string_feat (torch.Tensor): text features of the empty text, `[N_text, text_dim]`. Default: zeros.
     """
     latent_rot: torch.Tensor
@@ -134,9 +134,9 @@ class MMAudio(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        for layer in (self.t_embed.mlp[0], self.t_embed.mlp[2]):
-            nn.init.normal_(layer.weight, std=0.02)
         for name, parameter in self.named_parameters():
+            if name in ('t_embed.mlp.0.weight', 't_embed.mlp.2.weight'):
+                nn.init.normal_(parameter, std=0.02)
             if 'adaLN_modulation.1.' in name or name.startswith('final_layer.conv.'):
                 nn.init.zeros_(parameter)
 
@@ -196,7 +196,8 @@ class MMAudio(nn.Module):
 
         Args:
             batch (int): number of items B.
-            text (torch.Tensor): text features to steer away from, `[B or 1, N_text, text_dim]`. Default: the empty text.
+            text (torch.Tensor): text features to steer away from, `[B or 1, N_text, text_dim]`. Default: those of the
+                empty text.
         """
         text = self.empty_string_feat[None] if text is None else text
         cond = self.preprocess_conditions(self.empty_clip_feat[None].expand(1, self.clip_seq_len, -1),

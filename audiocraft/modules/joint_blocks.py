@@ -28,7 +28,8 @@ class FusedBlock(nn.Module):
         pre_only (bool): only produce queries, keys and values.
     """
 
-    def __init__(self, dim: int, num_heads: int, *, mlp_ratio: float = 4., kernel_size: int = 3, pre_only: bool = False):
+    def __init__(self, dim: int, num_heads: int, *, mlp_ratio: float = 4., kernel_size: int = 3,
+                 pre_only: bool = False):
         super().__init__()
         self.pre_only = pre_only
         self.attn = SelfAttention(dim, num_heads)

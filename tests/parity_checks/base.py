@@ -177,7 +177,7 @@ class Report:
         """Compare nested dictionaries and lists: floats within the tolerance, anything else exactly."""
         if isinstance(expected, dict) and isinstance(actual, dict):
             self.equal(f'{name} keys', sorted(map(str, actual)), sorted(map(str, expected)))
-            for key in expected.keys() & actual.keys():
+            for key in (key for key in expected if key in actual):
                 self.numbers(f'{name}.{key}', actual[key], expected[key], tolerance=tolerance)
         elif isinstance(expected, float) or _is_floats(expected):
             self.close(name, actual, expected, tolerance=tolerance)

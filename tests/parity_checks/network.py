@@ -58,8 +58,8 @@ def _check_flow(fixture: Fixture, report: Report, model: nn.Module) -> Condition
     for name in blocks:
         for modality, output in zip(('latent', 'clip', 'text'), outputs[name]):
             report.close(f'{name}.{modality}', output, fixture[f'out.{name}.{modality}'])
-    for name, value in (('latent_rot', model.latent_rot), ('clip_rot', model.clip_rot), ('t_freqs', model.t_embed.freqs),
-                        ('normalize', model.normalize(fixture['in.latent'])),
+    for name, value in (('latent_rot', model.latent_rot), ('clip_rot', model.clip_rot),
+                        ('t_freqs', model.t_embed.freqs), ('normalize', model.normalize(fixture['in.latent'])),
                         ('unnormalize', model.unnormalize(fixture['in.latent']))):
         report.close(name, value, fixture[f'out.{name}'])
     return cond
@@ -94,6 +94,7 @@ def _check_gradients(fixture: Fixture, report: Report, model: nn.Module) -> None
     if 'grads' in fixture.files:
         recorded = fixture.read_json('grads')
         report.equal('grads.config', recorded['config'], fixture.metadata['config'])
+        report.equal('grads.seed', str(recorded['seed']), str(fixture.metadata['seed']))
         norms = {name: grad.double().norm().item() for name, grad in grads.items()}
         report.numbers('grad_norm', norms, recorded['grad_norm_per_param'])
         total = torch.tensor(list(norms.values())).norm().item()
@@ -234,7 +235,7 @@ def _dims(manifest: dict) -> dict[str, int]:
     return dict(latent_dim=shapes['latent_mean'][-1], clip_dim=shapes['empty_clip_feat'][-1],
                 sync_dim=shapes['empty_sync_feat'][-1], text_dim=shapes['empty_string_feat'][-1],
                 text_seq_len=shapes['empty_string_feat'][0], latent_seq_len=buffers['latent_rot'][1],
-                clip_seq_len=buffers['clip_rot'][1], sync_seq_len=buffers['latent_rot'][1] // 8 * 8)
+                clip_seq_len=buffers['clip_rot'][1], sync_seq_len=sequence_lengths(8., 16000, hop=256).sync)
 
 
 def check_manifest(fixture: Fixture, report: Report) -> None:
@@ -258,6 +259,9 @@ def check_manifest(fixture: Fixture, report: Report) -> None:
                  manifest['state_dict_bytes'])
     buffers = {key: list(value.shape) for key, value in model.named_buffers()}
     report.equal('non_persistent_buffers', buffers, manifest['non_persistent_buffers'])
+    lengths = sequence_lengths(8., 16000, hop=256) if '16k' in name else sequence_lengths(8., 44100, hop=512)
+    report.equal('latents of 8 s', buffers['latent_rot'][1], lengths.latent)
+    report.equal('visual features of 8 s', buffers['clip_rot'][1], lengths.clip)
 
 
 CHECKS = {
