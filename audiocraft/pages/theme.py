@@ -19,7 +19,7 @@ code, pre { font: .86em/1.6 ui-monospace, SFMono-Regular, Menlo, Consolas, "Deja
 code { overflow-wrap: anywhere; }
 pre { background: var(--code); border-radius: 8px; padding: .8rem 1rem; overflow-x: auto; margin: .5rem 0 1rem; }
 .soft, .facts { color: var(--soft); } p.soft { max-width: none; }
-nav a { margin-right: 1.1rem; white-space: nowrap; font-size: .92rem; text-decoration: none; }
+nav { display: flex; flex-wrap: wrap; gap: 0 1.1rem; } nav a { font-size: .92rem; text-decoration: none; }
 nav a:hover { text-decoration: underline; }
 .note { color: var(--warn); overflow-wrap: anywhere; }
 .facts { display: flex; flex-wrap: wrap; gap: .1rem 1.4rem; padding: 0; margin: .3rem 0; list-style: none;
