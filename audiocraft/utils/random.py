@@ -8,25 +8,30 @@ import numpy as np
 import torch
 
 
-def _seed_of(*parts: tp.Any) -> int:
+def seed_of(*parts: tp.Any) -> int:
+    """Return a seed that is a function of the text of the parts."""
     digest = hashlib.sha256('/'.join(str(part) for part in parts).encode('utf-8')).digest()
     return int.from_bytes(digest[:8], 'little') % (2 ** 63)
 
 
-def seed_all(seed: int) -> None:
-    """Seed python, numpy and torch (all devices) from one integer."""
+def seed_all(seed: int, *keys: tp.Any, cuda: bool = True) -> None:
+    """Seed python, numpy and torch (all devices, or the CPU alone) from an integer and, if given, further keys."""
+    seed = seed_of(seed, *keys) if keys else seed
     random.seed(seed)
     np.random.seed(seed % (2 ** 32))
-    torch.manual_seed(seed)
+    if cuda:
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
 
 
-def rng_state() -> dict[str, tp.Any]:
-    """Return the state of the global generators of python, numpy, torch and each CUDA device.
+def rng_state(*, cuda: bool = True) -> dict[str, tp.Any]:
+    """Return the state of the global generators of python, numpy, torch and (with `cuda`) each CUDA device.
 
     Only plain containers, numbers and tensors, so that `torch.load(weights_only=True)` accepts it.
     """
     name, keys, position, has_gauss, cached = np.random.get_state()  # type: ignore[misc]
-    cuda_ready = torch.cuda.is_available() and torch.cuda.is_initialized()
+    cuda_ready = cuda and torch.cuda.is_available() and torch.cuda.is_initialized()
     return {
         'python': random.getstate(),
         'numpy': {'name': str(name), 'keys': torch.from_numpy(np.asarray(keys).astype(np.int64)),
@@ -53,7 +58,7 @@ def set_rng_state(state: tp.Mapping[str, tp.Any]) -> None:
 def fork_rng(seed: int, *keys: tp.Any) -> tp.Iterator[None]:
     """Run a block with every global generator seeded by (seed, *keys); what was before comes back afterwards."""
     before = rng_state()
-    seed_all(_seed_of(seed, *keys) if keys else seed)
+    seed_all(seed, *keys)
     try:
         yield
     finally:
@@ -68,7 +73,7 @@ def generator(seed: int, *keys: tp.Any, device: str | torch.device = 'cpu') -> t
         keys: anything whose text names the stream, e.g. `'order', 3`.
         device (str): device of the generator.
     """
-    return torch.Generator(device=device).manual_seed(_seed_of(seed, *keys))
+    return torch.Generator(device=device).manual_seed(seed_of(seed, *keys))
 
 
 class Draws:

@@ -11,6 +11,10 @@ logger = logging.getLogger(__name__)
 EXIT_CODES = {'SIGTERM': 143, 'SIGINT': 130, 'SIGUSR1': 0, 'SIGUSR2': 0, 'SIGHUP': 0}
 
 
+class Stopped(BaseException):
+    """Raised at a safe point to leave a stage because a stop was asked for; not an error."""
+
+
 class StopFlag:
     """Context manager that turns TERM, USR1, USR2, HUP and the first Ctrl-C into a flag.
 

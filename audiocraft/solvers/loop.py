@@ -1,0 +1,262 @@
+"""The order of things: run, epoch, stage, update. What a solver holds and saves is in `resumable.py`."""
+
+import math
+import time
+import typing as tp
+from contextlib import nullcontext
+
+import torch
+
+from .. import distrib
+from ..utils.averager import Averager
+from ..utils.config import suggest
+from ..utils.errors import UserError
+from ..utils.random import fork_rng
+from ..utils.signals import Stopped
+from .feed import Feed, micro_batches, reseed, size_of
+from .results import LATER_STAGES, Metrics
+from .resumable import Resumable
+from .setup import best_metric_name
+
+SINGLE_STAGES = ('valid', 'evaluate', 'generate')
+
+
+class Loop(Resumable):
+    """The loops that every task shares, around the stages that it defines."""
+
+    # -- what a task defines -----------------------------------------------------------------------------------------
+
+    def run_step(self, idx: int, batch: tp.Any, metrics: Metrics) -> Metrics | None:
+        """Do one step on a batch, or on a micro-batch of it with `optim.accumulate` > 1.
+
+        Args:
+            idx (int): number of the batch in the stage.
+            batch: what the loader gave, or a part of it.
+            metrics (dict): empty; fill it with numbers or tensors of one element, or return another dict.
+        """
+        raise NotImplementedError
+
+    def train(self) -> Metrics | None:
+        """Train stage: one epoch."""
+        return self.common_train_valid('train')
+
+    def valid(self) -> Metrics | None:
+        """Valid stage: a pass over held-out data, whose metrics choose the best state."""
+        return self.common_train_valid('valid')
+
+    def evaluate(self) -> Metrics | None:
+        """Evaluate stage: slower metrics, of the best state."""
+        raise NotImplementedError
+
+    def generate(self) -> Metrics | None:
+        """Generate stage: samples of the best state."""
+        raise NotImplementedError
+
+    # -- the run -----------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Train from the newest checkpoint, or from the start, to the end. A finished XP only reports."""
+        with self._running():
+            restored = self.restore(check=True)
+            if self.cfg.continue_from:
+                self._continue_from(restored)
+            self._results.rewind(self.update)
+            self._publish_history()
+            self._open_reporter()
+            worked = bool(self.history) and not self._in_epoch and self._run_later_stages()
+            while len(self.history) < self.epochs:
+                self.run_epoch()
+                worked = True
+            self._report_end(worked)
+
+    def run_epoch(self) -> None:
+        """Train, validate, commit; then evaluate and generate if they are due."""
+        if 'train' not in self._pending_metrics:
+            self.run_stage('train', self.train)
+        with self.swap_ema_state():
+            self.run_stage('valid', self.valid)
+            self._update_best(self._pending_metrics['valid'])
+        self.commit()
+        self._run_later_stages()
+
+    def run_one_stage(self, stage_name: str) -> Metrics:
+        """Run `valid`, `evaluate` or `generate` on the best state, in the folder of the XP (`execute_only`).
+
+        Results go to `<stage>/<update>.json`; no epoch is added. Raises `UserError` when there are no weights.
+        """
+        if stage_name not in SINGLE_STAGES:
+            raise UserError(f'execute_only={stage_name}: expected one of {", ".join(SINGLE_STAGES)}. '
+                            f'{suggest(stage_name, SINGLE_STAGES)}'.rstrip())
+        with self._running():
+            if not self.restore(check=True):
+                if not self.cfg.continue_from or self.cfg.execute_inplace:
+                    raise UserError(f'execute_only={stage_name}: no checkpoint in {self.folder / "checkpoints"}. Train '
+                                    'this XP first, or name the weights with continue_from=//sig/SIGNATURE.')
+                self._continue_from(restored=False)
+            self._committed = True
+            with self.swap_best_state():
+                metrics = self.run_stage(stage_name, getattr(self, stage_name))
+            self._keep_results(stage_name, metrics)
+            return metrics
+
+    def run_stage(self, stage_name: str, method: tp.Callable, *args: tp.Any, **kwargs: tp.Any) -> Metrics:
+        """Run one stage; all but train without gradients and with fixed seeds, apart from the draws of training."""
+        training = stage_name == 'train'
+        begin, self._draw_calls, self._rows = time.perf_counter(), 0, None
+        self._current_stage, self._current_formatter = stage_name, self.get_formatter(stage_name)
+        apart = nullcontext() if training else fork_rng(self.seed, stage_name, distrib.rank())
+        try:
+            with torch.set_grad_enabled(training), apart:
+                metrics: Metrics = dict(method(*args, **kwargs) or {})
+            metrics['duration'] = time.perf_counter() - begin + (self._progress.seconds if training else 0.)
+            self._pending_metrics[stage_name] = metrics
+            self._report('stage', metrics)
+            self._log_summary(metrics)
+        finally:
+            self._current_stage = self._current_formatter = None
+            self.is_training = False
+        return metrics
+
+    def should_run_stage(self, stage_name: str) -> bool:
+        """Whether evaluate or generate is due in this epoch: each `every` epochs and in the last one; never if 0."""
+        every = self.cfg[stage_name].every
+        return every != 0 and (self.epoch == self.epochs or bool(every and self.epoch % every == 0))
+
+    def _run_later_stages(self) -> bool:
+        """Run the due stages of the committed epoch whose results are not there; return whether there was one."""
+        self._committed, ran = True, False
+        try:
+            for stage in LATER_STAGES:
+                if self.should_run_stage(stage) and self.update not in self._results.all(stage):
+                    with self.swap_best_state():
+                        metrics = self.run_stage(stage, getattr(self, stage))
+                    self._keep_results(stage, metrics)
+                    ran = True
+        finally:
+            self._committed = False
+        return ran
+
+    def _keep_results(self, stage: str, metrics: Metrics) -> None:
+        self._pending_metrics.pop(stage)
+        if distrib.is_rank_zero():
+            self._results.write(stage, self.update, epoch=self.epoch, whole_epoch=not self._in_epoch,
+                                weights=self.checkpoint_name, metrics=metrics)
+        self._publish_history()
+        self.on_results(stage)
+
+    # -- updates -----------------------------------------------------------------------------------------------------
+
+    def common_train_valid(self, split: str, **kwargs: tp.Any) -> Metrics:
+        """Run `run_step` over an epoch of updates (`train`), or once over the loader of another stage.
+
+        Returns the means of the metrics over the items. Outside of `train`, one non-finite value makes its mean NaN.
+        """
+        self.is_training = split == 'train'
+        for module in self.modules.values():
+            module.train(self.is_training)
+        return self._train_epoch() if self.is_training else self._one_pass(split)
+
+    def _train_epoch(self) -> Metrics:
+        progress, total = self._progress, self.updates_per_epoch
+        self._began = time.perf_counter()
+        line = self._line(total, progress.done)
+        try:
+            while progress.done < total:
+                batch = line.wait(self._train_feed())
+                metrics = self._step(progress.done, batch, progress.mean, progress.window)
+                self.update += 1
+                progress.done += 1
+                if self.ema is not None:
+                    self.ema.step()
+                self._count_skipped(metrics, batch)
+                if line.step():
+                    self._report_line(line)
+                self._after_update()
+        finally:
+            line.close()
+        return progress.mean.compute()
+
+    def _one_pass(self, split: str) -> Metrics:
+        loader = self.dataloaders.get(split)
+        if loader is None:
+            raise UserError(f'There is no loader for {split}: set self.dataloaders["{split}"] in build_dataloaders.')
+        reseed(loader, self.seed, 0)
+        mean = Averager()
+        line = self._line(len(loader) if hasattr(loader, '__len__') else None, 0)
+        try:
+            for idx, batch in enumerate(loader):
+                self._step(idx, batch, mean)
+                if line.step():
+                    line.line(self._formatted(mean.compute()))
+                self.check_stop()
+        finally:
+            line.close()
+        return {name: math.nan if name in mean.nonfinite else value for name, value in mean.compute().items()}
+
+    def _step(self, idx: int, batch: tp.Any, *averagers: Averager) -> Metrics:
+        """Run `run_step` on a batch, in micro-batches when training; return the metrics of the last one."""
+        size = size_of(batch)
+        start = distrib.rank() * size
+        metrics: Metrics = {}
+        for piece in micro_batches(batch, self.accumulate if self.is_training else 1):
+            self._rows = (size * distrib.world_size(), start)
+            self._draw_calls = 0 if self.is_training else self._draw_calls
+            metrics = {}
+            returned = self.run_step(idx, piece, metrics)
+            metrics = metrics if returned is None else returned
+            items = size_of(piece)
+            for averager in averagers:
+                averager.update(metrics, items)
+            start += items
+        return metrics
+
+    def _count_skipped(self, metrics: Metrics, batch: tp.Any) -> None:
+        """Stop when too many updates in a row were skipped for a loss or gradient that is not finite."""
+        self._progress.skipped = self._progress.skipped + 1 if metrics.get('skipped') else 0
+        limit = self.cfg.max_skipped
+        if self._progress.skipped:
+            names = ', '.join(map(str, getattr(batch, 'ids', None) or [f'batch {self.update - 1}']))
+            self.logger.warning('Update %d was skipped: its loss or gradient is not finite (%s).', self.update, names)
+            if limit and self._progress.skipped >= limit:
+                raise UserError(f'{self._progress.skipped} updates in a row were skipped, up to update {self.update}: '
+                                f'their loss or gradients are not finite. The items of the last one: {names}. Look at '
+                                'these data, or lower optim.lr (max_skipped is how many are borne).')
+
+    def _train_feed(self) -> Feed:
+        if self._feed is None:
+            self._feed = Feed(self.dataloaders['train'], seed=self.seed, rank=distrib.rank(), update=self.update,
+                              position=self._feed_position)
+        return self._feed
+
+    def _after_update(self) -> None:
+        every = self.cfg.checkpoint.save_every
+        if self._save_asked or (every and self.update % every == 0):
+            self._write_checkpoint()
+        self.check_stop()
+
+    def check_stop(self) -> None:
+        """Leave the stage if a stop was asked for; loops of a task call it between batches."""
+        if distrib.agree(self.stop.requested is not None):
+            raise Stopped
+
+    # -- best and average --------------------------------------------------------------------------------------------
+
+    def _update_best(self, metrics: Metrics) -> None:
+        name = best_metric_name(self)
+        if name is not None and name not in metrics:
+            raise UserError(f'best_metric() is "{name}", which valid does not return: it has '
+                            f'{", ".join(metrics)}. {suggest(name, metrics)}'.rstrip())
+        score = None if name is None else float(metrics[name])
+        if not self.best.offer(score, update=self.update, epoch=self.epoch):
+            if not math.isfinite(score or 0.):
+                self.logger.warning('The %s of valid is not finite: these weights are not the best ones.', name)
+        elif name is not None:
+            self.logger.info('New best state: %s %.6g at update %d.', name, score, self.update)
+
+    def swap_ema_state(self) -> tp.ContextManager[None]:
+        """Within the context the modules hold the moving average, if there is one."""
+        return nullcontext() if self.ema is None else self.ema.swapped()
+
+    def swap_best_state(self) -> tp.ContextManager[None]:
+        """Within the context the modules hold the best state, or the moving average while there is none."""
+        return self.best.swapped() if self.best.states else self.swap_ema_state()

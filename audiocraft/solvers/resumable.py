@@ -1,0 +1,243 @@
+"""What a solver holds, how it is saved and found again, and what it reports."""
+
+import time
+import typing as tp
+from contextlib import contextmanager, nullcontext
+
+import flashy
+import omegaconf
+from torch import nn
+
+from .. import distrib
+from ..utils.averager import Averager
+from ..utils.checkpoint import load_latest, save_checkpoint
+from ..utils.config import to_plain, to_yaml
+from ..utils.lock import XPLock
+from ..utils.logging import ProgressLine
+from ..utils.random import rng_state, set_rng_state
+from ..utils.signals import StopFlag, Stopped
+from . import state as states
+from .feed import Feed
+from .results import Metrics, Reporter, StageResults, write_history
+
+
+class Resumable(flashy.BaseSolver):
+    """A Flashy solver whose state is whole at any update: an interrupted run, resumed, equals the uninterrupted one."""
+
+    def __init__(self, cfg: omegaconf.DictConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.seed = int(cfg.seed)
+        self.epochs = int(cfg.optim.epochs)
+        self.accumulate = int(cfg.optim.accumulate)
+        self.update = 0
+        self.is_training = False
+        self.dataloaders: dict[str, tp.Any] = {}
+        self.best = states.BestState()
+        self.ema: tp.Any = None
+        self.stop = StopFlag()
+        self._progress = states.Progress()
+        self._results = StageResults(self.folder)
+        self._config_text = to_yaml(cfg)
+        self._reporter: Reporter | None = None
+        self._feed: Feed | None = None
+        self._feed_position: dict[str, int] | None = None
+        self._alone = self._committed = self._save_asked = False
+        self._saved: tp.Any = None  # the point at which the last checkpoint was made
+        self._began = time.perf_counter()
+        self._rows: tuple[int, int] | None = None  # size of the global batch, first row of the micro-batch
+        self._draw_calls = 0
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that is going on, from 1; in evaluate and generate, the one that was just committed."""
+        return len(self.history) + (0 if self._committed else 1)
+
+    @property
+    def updates_per_epoch(self) -> int:
+        """`optim.updates_per_epoch`, or one pass of the train loader when that is null."""
+        return int(self.cfg.optim.updates_per_epoch or len(self.dataloaders['train']))
+
+    @property
+    def total_updates(self) -> int:
+        """Planned length of the training in updates, for schedules."""
+        return self.updates_per_epoch * self.epochs
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """The registered modules by name."""
+        return states.stateful_modules(self.stateful)
+
+    @property
+    def checkpoint_name(self) -> str:
+        """Which weights the stages after an epoch use, in words."""
+        return f'update {self.update}' if self.best.states is None else f'best, of update {self.best.update}'
+
+    # -- saving ------------------------------------------------------------------------------------------------------
+
+    @property
+    def _in_epoch(self) -> bool:
+        return bool(self._progress.done or self._pending_metrics)
+
+    def _point(self) -> tp.Any:
+        return self.update, len(self.history), self._progress.done, sorted(self._pending_metrics)
+
+    def save(self) -> None:
+        """Write a checkpoint: now, or, in the middle of an update, as soon as it is done."""
+        if self._current_stage is None:
+            self._write_checkpoint()
+        else:
+            self._save_asked = True
+
+    def _write_checkpoint(self) -> None:
+        models, state = states.collect(self)
+        progress = self._progress.state_dict()
+        if self._current_stage == 'train':
+            progress['seconds'] += time.perf_counter() - self._began
+        state |= {'progress': progress, 'pending': self._pending_metrics,
+                  'feed': self._feed_position if self._feed is None else self._feed.state_dict()}
+        if distrib.is_rank_zero():
+            keep = self.cfg.checkpoint
+            save_checkpoint(self.folder / 'checkpoints', self.update, models=models, state=state,
+                            config=self._config_text, rank_states={distrib.rank(): rng_state()},
+                            keep_last=keep.keep_last, keep_every=keep.keep_every)
+        self._save_asked, self._saved = False, self._point()
+
+    def commit(self, save_checkpoint: bool = True) -> None:
+        """End the epoch: its metrics enter the history, a checkpoint is written, then `history.json`."""
+        self.history.append(self._pending_metrics)
+        self._pending_metrics = {}
+        self._progress = states.Progress(skipped=self._progress.skipped)
+        if save_checkpoint:
+            self._write_checkpoint()
+        self._publish_history()
+
+    def restore(self, check: bool = False) -> bool:
+        """Load the newest whole checkpoint of this XP; return whether there is one.
+
+        Args:
+            check (bool): refuse when the config or the data has changed since.
+        Raises:
+            UserError: there are checkpoints but none is whole, or (with `check`) something changed.
+        """
+        checkpoint = load_latest(self.folder / 'checkpoints', set_aside=self._alone)
+        if checkpoint is None:
+            self.history.clear()
+            return False
+        if check:
+            states.check_config(checkpoint, self.cfg, self.xp.dora.is_excluded, self.cfg.allow_config_change)
+            states.check_data(checkpoint, self.data_facts(), partial=bool(self.cfg.execute_only))
+        states.restore(self, checkpoint)
+        self._progress.load_state_dict(checkpoint.state['progress'])
+        self._pending_metrics = dict(checkpoint.state['pending'])
+        self._feed, self._feed_position = None, checkpoint.state['feed']
+        if distrib.rank() in checkpoint.rank_states:
+            set_rng_state(checkpoint.rank_states[distrib.rank()])
+        self._results.add_to(self.history)
+        self._saved = self._point()
+        self.logger.info('Restored %s: epoch %d, update %d.', checkpoint.path, self.epoch, self.update)
+        return True
+
+    def data_facts(self) -> dict[str, tp.Any]:
+        """What tells this data from other data (plain values by stage); recorded, and compared when a run resumes."""
+        mixtures = {stage: getattr(loader, 'mixture', None) for stage, loader in self.dataloaders.items()}
+        return {stage: {f'{index} {part["name"]}': part for index, part in enumerate(mixture.facts['sources'])}
+                for stage, mixture in mixtures.items() if mixture is not None}
+
+    def _continue_from(self, restored: bool) -> None:
+        if restored:
+            self.logger.info('continue_from is not used: this XP has a checkpoint of its own.')
+            return
+        states.continue_from(self, self.cfg.continue_from)
+        self.initialize_ema()
+
+    def initialize_ema(self) -> None:
+        """Make the moving average from the weights of now."""
+        raise NotImplementedError
+
+    # -- alone in the folder, until the end or a signal ----------------------------------------------------------------
+
+    @contextmanager
+    def _running(self) -> tp.Iterator[None]:
+        """Hold the lock of the XP and listen to signals; a stop saves what is not saved and ends the process."""
+        with XPLock(self.folder) if distrib.is_rank_zero() else nullcontext(), self.stop:
+            self._alone = True
+            try:
+                yield
+            except Stopped:
+                self._save_and_exit()
+            finally:
+                self._alone = self._committed = False
+                self._close()
+
+    def _save_and_exit(self) -> tp.NoReturn:
+        signal_name = self.stop.requested or 'a stop'
+        if self._saved != self._point():
+            self._write_checkpoint()
+        self.logger.info('Stopped by %s after update %d, which is saved: the same command goes on from there.',
+                         signal_name, self.update)
+        self.on_stop(signal_name)
+        raise SystemExit(self.stop.exit_code)
+
+    def on_stop(self, signal_name: str) -> None:
+        """Called after a run that was asked to stop has saved itself, before the process ends."""
+
+    def on_results(self, stage_name: str) -> None:
+        """Called after the results of a single stage, or of evaluate and generate, were written."""
+
+    def _close(self) -> None:
+        if self._feed is not None:
+            self._feed_position = self._feed.state_dict()
+            self._feed.close()
+            self._feed = None
+        if self._reporter is not None:
+            self._reporter.close()
+            self._reporter = None
+
+    # -- reports -----------------------------------------------------------------------------------------------------
+
+    def _publish_history(self) -> None:
+        self._results.add_to(self.history)
+        if distrib.is_rank_zero() and self.history:
+            write_history(self.xp.history, self.history)
+
+    def _open_reporter(self) -> None:
+        if distrib.is_rank_zero():
+            node = self.cfg.logging
+            self._reporter = Reporter(self.folder, self.xp.sig, update=self.update, config=to_plain(self.cfg),
+                                      tensorboard=node.tensorboard, wandb=node.wandb, wandb_mode=node.wandb_mode,
+                                      wandb_project=node.wandb_project)
+
+    def _report(self, kind: str, metrics: Metrics, **facts: tp.Any) -> None:
+        if self._reporter is not None:
+            self._reporter.add(kind, self.current_stage, epoch=self.epoch, update=self.update, metrics=metrics, **facts)
+
+    def _formatted(self, metrics: Metrics) -> dict[str, str]:
+        """Metrics as text; what is not a number (None: skipped) is printed as it is."""
+        numbers = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
+        others = {name: 'null' if value is None else str(value) for name, value in metrics.items()
+                  if name not in numbers}
+        return {**self.formatter(numbers), **others}
+
+    def _line(self, total: int | None, start: int) -> ProgressLine:
+        title = f'{self.current_stage.capitalize()} | Epoch {self.epoch}/{self.epochs}'
+        return ProgressLine(self.logger, title, total=total, every=self.cfg.logging.log_updates, start=start)
+
+    def _report_line(self, line: ProgressLine) -> None:
+        """Log the means since the line before; this is where the metrics leave the device."""
+        metrics = self._progress.window.compute()
+        self._progress.window = Averager()
+        facts = line.line(self._formatted(metrics))
+        self._report('step', metrics, **facts)
+
+    def _log_summary(self, metrics: Metrics) -> None:
+        texts = [f'{name} {value}' for name, value in self._formatted(metrics).items()]
+        self.logger.info(' | '.join([f'{self.current_stage.capitalize()} Summary | Epoch {self.epoch}', *texts]))
+
+    def _report_end(self, worked: bool) -> None:
+        last = {stage: metrics for stage, metrics in (self.history[-1] if self.history else {}).items()}
+        lines = [f'  {stage}: ' + ', '.join(f'{name} {value:.4g}' if isinstance(value, float) else f'{name} {value}'
+                                            for name, value in metrics.items()) for stage, metrics in last.items()]
+        what = 'Finished' if worked else 'Nothing to do, this XP is finished'
+        self.logger.info('\n'.join([f'{what}: {len(self.history)} epochs, {self.update} updates, in {self.folder}',
+                                    *lines]))

@@ -1,0 +1,273 @@
+"""What a solver puts into a checkpoint and takes from one."""
+
+import logging
+import typing as tp
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..environment import resolve_path
+from ..models.loaders import find_checkpoint
+from ..utils.averager import Averager
+from ..utils.checkpoint import Checkpoint, State, read_tensors
+from ..utils.config import diff, from_yaml, to_plain
+from ..utils.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+# Flashy registers these; the history and the config are kept in forms of their own.
+NOT_OBJECTS = ('history', 'xp.cfg', 'xp.sig')
+
+
+def weights_name(kind: str, module: str) -> str:
+    """Return the file (without suffix) of a module's weights.
+
+    `best` and `ema` are those of the module called `model`, so that its published names stand in the file as they are;
+    another module's are `best.<name>`.
+    """
+    if kind == 'model':
+        return module
+    return kind if module == 'model' else f'{kind}.{module}'
+
+
+@dataclass
+class Progress:
+    """Where an epoch is: everything that its train metrics depend on.
+
+    Attributes:
+        done (int): updates of this epoch that are done.
+        seconds (float): time spent in its train stage by earlier processes.
+        skipped (int): updates in a row that were skipped.
+        mean (Averager): metrics since the start of the epoch.
+        window (Averager): metrics since the last log line.
+    """
+    done: int = 0
+    seconds: float = 0.
+    skipped: int = 0
+    mean: Averager = field(default_factory=Averager)
+    window: Averager = field(default_factory=Averager)
+
+    def state_dict(self) -> dict[str, tp.Any]:
+        """Return plain numbers."""
+        return {'done': self.done, 'seconds': self.seconds, 'skipped': self.skipped,
+                'mean': self.mean.state_dict(), 'window': self.window.state_dict()}
+
+    def load_state_dict(self, state: tp.Mapping[str, tp.Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        self.done, self.seconds, self.skipped = state['done'], state['seconds'], state['skipped']
+        self.mean.load_state_dict(state['mean'])
+        self.window.load_state_dict(state['window'])
+
+
+def _copy(module: nn.Module) -> State:
+    return {key: tensor.detach().clone() for key, tensor in module.state_dict().items()}
+
+
+def _full_precision(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy on the CPU, in fp32 at least: the best weights are what is evaluated and exported."""
+    dtype = torch.promote_types(tensor.dtype, torch.float32) if tensor.is_floating_point() else tensor.dtype
+    return tensor.detach().to('cpu', dtype, copy=True)
+
+
+class BestState:
+    """The weights with the best score so far; a lower score is better.
+
+    Attributes:
+        modules (dict): the modules that are kept, by name.
+        states (dict or None): their weights, on the CPU and in fp32; None before the first score.
+        score (float or None), update (int), epoch (int): of these weights.
+    """
+
+    def __init__(self) -> None:
+        self.modules: dict[str, nn.Module] = {}
+        self.states: dict[str, State] | None = None
+        self.score: float | None = None
+        self.update, self.epoch = 0, 0
+
+    def offer(self, score: float | None, *, update: int, epoch: int) -> bool:
+        """Keep the weights that are in the modules now if their score is the best one.
+
+        Args:
+            score (float or None): NaN and infinities are never the best; None (no metric is followed) always is.
+        """
+        if score is not None:
+            if not torch.isfinite(torch.tensor(float(score))):
+                return False
+            if self.states is not None and self.score is not None and score > self.score:
+                return False
+        self.states = {name: {key: _full_precision(tensor) for key, tensor in module.state_dict().items()}
+                       for name, module in self.modules.items()}
+        self.score, self.update, self.epoch = score, update, epoch
+        return True
+
+    @contextmanager
+    def swapped(self) -> tp.Iterator[None]:
+        """Within the context the modules hold the best weights; afterwards what they held before."""
+        before = {name: _copy(module) for name, module in self.modules.items()}
+        for name, state in (self.states or {}).items():
+            self.modules[name].load_state_dict(state)
+        try:
+            yield
+        finally:
+            for name, state in before.items():
+                self.modules[name].load_state_dict(state)
+
+    def state_dict(self) -> dict[str, tp.Any]:
+        """Return everything but the weights."""
+        return {'score': self.score, 'update': self.update, 'epoch': self.epoch}
+
+    def load(self, state: tp.Mapping[str, tp.Any], models: tp.Mapping[str, State]) -> None:
+        """Take the best state out of a checkpoint."""
+        names = {name: weights_name('best', name) for name in self.modules}
+        if self.modules and all(file in models for file in names.values()):
+            self.states = {name: models[file] for name, file in names.items()}
+            self.score, self.update, self.epoch = state['score'], state['update'], state['epoch']
+
+
+def _all_tensors(module: nn.Module) -> bool:
+    return all(isinstance(value, torch.Tensor) for value in module.state_dict().values())
+
+
+def stateful_modules(stateful: tp.Any) -> dict[str, nn.Module]:
+    """Return the registered modules by name; the rest of what is registered is not made of tensors alone."""
+    found = {}
+    for name, source in stateful.sources.items():
+        value = getattr(source, 'owner', None) is not None and getattr(source.owner, source.name)
+        if isinstance(value, nn.Module) and _all_tensors(value):
+            found[name] = value
+    return found
+
+
+def collect(solver: tp.Any) -> tuple[dict[str, State], dict[str, tp.Any]]:
+    """Return the weights by file name, and the rest of a solver's state."""
+    modules = stateful_modules(solver.stateful)
+    weights = {name: module.state_dict() for name, module in modules.items()}
+    if solver.ema is not None:
+        weights |= {weights_name('ema', name): state for name, state in solver.ema.averaged().items()}
+    weights |= {weights_name('best', name): state for name, state in (solver.best.states or {}).items()}
+    objects = {name: source.state_dict() for name, source in solver.stateful.sources.items()
+               if name not in modules and name not in NOT_OBJECTS}
+    state = {
+        'sig': solver.xp.sig, 'update': solver.update, 'history': solver.history,
+        'models': {name: getattr(module, 'build_cfg', None) for name, module in modules.items()},
+        'objects': objects, 'ema': None if solver.ema is None else solver.ema.state_dict(),
+        'best': solver.best.state_dict(), 'data_facts': solver.data_facts(),
+    }
+    return weights, state
+
+
+def _load_into(module: nn.Module, state: State, where: str) -> None:
+    ours = module.state_dict()
+    missing, unknown = sorted(ours.keys() - state.keys()), sorted(state.keys() - ours.keys())
+    shapes = [f'{key} {tuple(state[key].shape)} where {tuple(ours[key].shape)} is expected'
+              for key in ours if key in state and state[key].shape != ours[key].shape]
+    problems = [f'{len(names)} {what} ({", ".join(names[:4])}{", ..." if len(names) > 4 else ""})'
+                for what, names in (('missing', missing), ('unknown', unknown), ('of another shape', shapes)) if names]
+    if problems:
+        raise UserError(f'The weights in {where} do not fit the model: {"; ".join(problems)}.')
+    module.load_state_dict(state)
+
+
+def restore(solver: tp.Any, checkpoint: Checkpoint) -> None:
+    """Put a checkpoint into a solver that was built from the same config."""
+    modules, state = stateful_modules(solver.stateful), checkpoint.state
+    stored = {*state['models'], *state['objects']}
+    registered = {name for name in solver.stateful.sources if name not in NOT_OBJECTS}
+    if stored != registered:
+        raise UserError(f'{checkpoint.path} holds other states than the solver registers (only in the checkpoint: '
+                        f'{sorted(stored - registered) or "none"}, only in the solver: '
+                        f'{sorted(registered - stored) or "none"}). The code has changed: use continue_from to take '
+                        'the weights into a new XP.')
+    for name, module in modules.items():
+        _load_into(module, checkpoint.models[name], f'{checkpoint.path} ("{name}")')
+    for name, value in state['objects'].items():
+        try:
+            solver.stateful.sources[name].load_state_dict(value)
+        except (ValueError, KeyError, RuntimeError) as error:
+            raise UserError(f'{checkpoint.path}: the state of "{name}" does not fit: {error}') from error
+    if solver.ema is not None and state['ema'] is not None:
+        solver.ema.load_state_dict(state['ema'])
+    solver.best.load(state['best'], checkpoint.models)
+    solver.history[:] = state['history']
+    solver.update = checkpoint.update
+
+
+def check_config(checkpoint: Checkpoint, cfg: tp.Any, is_excluded: tp.Callable[[str], bool], allow: bool) -> None:
+    """Compare the config that a checkpoint was made with to the present one.
+
+    Editing a yaml does not change the signature of an XP: without this, one XP would be trained by two recipes.
+    Raises:
+        UserError: keys that count differ; each is named with both values.
+    """
+    changes = [f'{key}: {old} -> {new}' for key, old, new in diff(from_yaml(checkpoint.config), to_plain(cfg))
+               if not is_excluded(key)]
+    if not changes:
+        return
+    listed = '\n  '.join(changes)
+    if not allow:
+        raise UserError(f'The config of this XP has changed since {checkpoint.path} was written:\n  {listed}\n'
+                        'Put it back, make it an override (which is another XP), or go on with the new one by '
+                        'allow_config_change=true.')
+    logger.warning('Going on with a changed config (allow_config_change=true):\n  %s', listed)
+
+
+def check_data(checkpoint: Checkpoint, facts: tp.Mapping[str, tp.Any], partial: bool = False) -> None:
+    """Compare the facts of the data, by stage, with those that a checkpoint recorded.
+
+    Args:
+        facts (dict): as `data_facts` returns them now.
+        partial (bool): only the stages in both, where only some of the data is open.
+    Raises:
+        UserError: they differ; each difference is named.
+    """
+    before, after = checkpoint.state.get('data_facts') or {}, to_plain(facts)
+    if partial:
+        shared = before.keys() & after.keys()
+        before, after = {key: before[key] for key in shared}, {key: after[key] for key in shared}
+    changes = [f'{key}: {old} -> {new}' for key, old, new in diff(before, after)]
+    if changes:
+        raise UserError(f'The data of this XP has changed since {checkpoint.path} was written:\n  '
+                        + '\n  '.join(changes) + '\nPut the data back, or train on the new data under another path, '
+                        'which is another XP.')
+
+
+def _weights_of(path: Path) -> tuple[str, dict[str, State]]:
+    """The weights of a single file, under the name `model`."""
+    if path.suffix == '.safetensors':
+        return str(path), {'model': read_tensors(path)}
+    try:
+        return str(path), {'model': torch.load(path, map_location='cpu', weights_only=True)}
+    except Exception as error:
+        raise UserError(f'continue_from: cannot read the weights in {path}: {error}') from error
+
+
+def continue_from(solver: tp.Any, reference: str) -> None:
+    """Load the weights of another XP or of a file into a solver; optimizer, EMA and history start anew.
+
+    Args:
+        reference (str): `//sig/SIG`, `//reference/PATH`, `//pretrained/NAME`, the folder of an XP or of one
+            checkpoint, a safetensors file. Of a checkpoint the best state is taken, else the EMA, else the last.
+    """
+    path = resolve_path(reference)
+    if path.is_file():
+        where, weights = _weights_of(path)
+    else:
+        checkpoint = find_checkpoint(reference)
+        where, weights = str(checkpoint.path), checkpoint.models
+    loaded, fresh = [], []
+    for name, module in stateful_modules(solver.stateful).items():
+        files = [weights_name(kind, name) for kind in ('best', 'ema', 'model')]
+        file = next((candidate for candidate in files if candidate in weights), None)
+        if file is None:
+            fresh.append(name)
+            continue
+        _load_into(module, weights[file], f'{where} ("{file}")')
+        loaded.append(f'{name} from "{file}"')
+    if not loaded:
+        raise UserError(f'continue_from={reference}: {where} holds none of the modules {", ".join(fresh)}.')
+    kept = f'; {", ".join(fresh)} starts anew' if fresh else ''
+    logger.info('continue_from=%s: loaded %s (%s)%s. Optimizer and history start anew.', reference, ', '.join(loaded),
+                where, kept)
