@@ -27,12 +27,12 @@ class Extractor(nn.Module):
     Attributes:
         consumes (str): `audio`, `frames` or `text`.
         fps (float or None): frames per second that it wants, with `consumes == 'frames'` only.
-        size (int or None): short side, in pixels, to which frames may be reduced while they are decoded;
-            None for frames as they are.
+        size (tuple of int or None): (height, width), in pixels, to which frames may be squashed while they are
+            decoded; None for frames as they are.
     """
     consumes: tp.ClassVar[str]
     fps: float | None = None
-    size: int | None = None
+    size: tuple[int, int] | None = None
 
     def spec(self, duration: float) -> Spec:
         """Return the keys with the shape and dtype of one item of `duration` seconds."""
@@ -41,7 +41,7 @@ class Extractor(nn.Module):
     def frames_needed(self, duration: float) -> int:
         """Return how many frames of `fps` an item of `duration` seconds must have."""
         assert self.fps is not None, 'only extractors of frames need frames'
-        return int(duration * self.fps + 1e-6)
+        return round(duration * self.fps)
 
     def prepare(self, item: tp.Any) -> tp.Any:
         """Bring one item into the form that batches are made of (resizing, tokenising), on the CPU.
@@ -63,3 +63,14 @@ class Extractor(nn.Module):
         """Return plain data that tells this extractor from any other: its config and the sha256 of its weights."""
         return {'build_cfg': getattr(self, 'build_cfg', {'_target_': f'{type(self).__module__}.{type(self).__name__}'}),
                 'fps': self.fps, 'weights_sha256': weights_sha256(self)}
+
+
+def frame_rates(extractors: tp.Iterable[Extractor]) -> list[float]:
+    """Return the frame rates that these extractors ask for."""
+    return sorted({float(extractor.fps) for extractor in extractors if extractor.consumes == 'frames' and extractor.fps})
+
+
+def frame_size(extractors: tp.Iterable[Extractor]) -> tuple[int, int] | None:
+    """Return what frames are reduced to while they are decoded: the size on which all extractors agree, or None."""
+    sizes = {extractor.size for extractor in extractors if extractor.consumes == 'frames'}
+    return sizes.pop() if len(sizes) == 1 else None

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from ..data.audio import audio_info
 from ..data.manifest import write_table
+from ..data.media import AUDIO_SUFFIXES, MediaError
 from ..utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-AUDIO_SUFFIXES = ('.flac', '.wav', '.ogg', '.mp3', '.opus', '.m4a')
 COLUMNS = ['id', 'name', 'start_sample', 'end_sample']
 
 
@@ -62,11 +62,11 @@ def partition_clips(data_dir: str | Path, output: str | Path, start: int = 0, en
     for path in files[start:stop]:
         try:
             info = audio_info(path)
-        except (OSError, RuntimeError, ValueError) as error:
-            logger.warning('%s is left out: %s', path, error)
+        except MediaError as error:
+            logger.warning('%s (left out)', error)
             skipped += 1
             continue
-        bounds = clip_bounds(info.num_samples, info.sample_rate, clip_seconds, max_clips)
+        bounds = clip_bounds(info.samples, info.sample_rate, clip_seconds, max_clips)
         skipped += not bounds
         rows += [{'id': f'{path.stem}_{i}', 'name': path.stem, 'start_sample': low, 'end_sample': high}
                  for i, (low, high) in enumerate(bounds)]

@@ -17,6 +17,10 @@ def pool(frames: torch.Tensor, size: int) -> torch.Tensor:
     return F.adaptive_avg_pool2d(frames.float(), (size, size)) / 255.
 
 
+# Enough for the coarse grids below; large videos are reduced to it while they are decoded, which saves memory.
+DECODED = (128, 160)
+
+
 class TinyImage(Extractor):
     """What there is in the picture: pooled colours and a colour histogram of each frame, key `clip_features`.
 
@@ -26,6 +30,7 @@ class TinyImage(Extractor):
         levels (int): histogram levels per colour channel.
     """
     consumes = 'frames'
+    size = DECODED
 
     def __init__(self, *, fps: float = 8., grid: int = 8, levels: int = 4):
         super().__init__()
@@ -69,6 +74,7 @@ class TinyMotion(Extractor):
         limit (float): features are squashed smoothly into [-limit, limit], so that a cut in the film cannot dominate.
     """
     consumes = 'frames'
+    size = DECODED
     # MMAudio's network takes motion features in segments of eight.
     segment = 8
 

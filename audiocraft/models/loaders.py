@@ -39,18 +39,18 @@ def find_checkpoint(reference: str | Path) -> Checkpoint:
     return checkpoint
 
 
-def _weights(checkpoint: Checkpoint, which: str | None, name: str, module: nn.Module) -> dict[str, torch.Tensor]:
-    """The state of module `name`, from the file of `which`, or from the first of the preferred files."""
+def _weights(checkpoint: Checkpoint, which: str | None, name: str) -> dict[str, torch.Tensor]:
+    """The weights of module `name`: those asked for, or the best there are."""
     if which is not None and which not in PREFERENCE:
         raise UserError(f'weights "{which}" are unknown, expected one of {", ".join(PREFERENCE)}')
-    order = PREFERENCE[PREFERENCE.index(which):] if which else PREFERENCE
-    found = next(key for key in order if key in checkpoint.models)
+    wanted = PREFERENCE[PREFERENCE.index(which):] if which else PREFERENCE
+    files = {kind: name if kind == 'model' else kind if name == 'model' else f'{kind}.{name}' for kind in wanted}
+    found = next((kind for kind, file in files.items() if file in checkpoint.models), None)
+    if found is None:
+        raise UserError(f'{checkpoint.path} holds no weights of "{name}"; it holds {", ".join(checkpoint.models)}')
     if which and found != which:
         logger.info('%s has no %s weights: taking %s', checkpoint.path, which, found)
-    state = checkpoint.models[found]
-    if not state.keys() & module.state_dict().keys():
-        state = {key.removeprefix(f'{name}.'): value for key, value in state.items() if key.startswith(f'{name}.')}
-    return state
+    return checkpoint.models[files[found]]
 
 
 def load_model(reference: str | Path, device: str | torch.device = 'cpu', which: str | None = None,
@@ -72,7 +72,7 @@ def load_model(reference: str | Path, device: str | torch.device = 'cpu', which:
                         f'{", ".join(configs) or "no model that can be rebuilt"}.')
     model = rebuild(configs[name])
     try:
-        model.load_state_dict(_weights(checkpoint, which, name, model), strict=True)
+        model.load_state_dict(_weights(checkpoint, which, name), strict=True)
     except RuntimeError as error:
         raise UserError(f'{checkpoint.path}: the weights do not fit the model that it describes: {error}') from error
     return model.to(device).eval()

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..modules.mel import LogMel, mel_to_audio
+from ..modules.mel import LogMel
 from .compression import CompressionModel, Posterior, Reconstruction
 
 
@@ -133,7 +133,7 @@ class MelVAE(CompressionModel):
         """Waveform `[B, 1, T * hop]` of a log-mel `[B, n_mels, T]`, by the vocoder or by Griffin-Lim."""
         if self.vocoder is not None:
             return self.vocoder(log_mel)
-        return mel_to_audio(log_mel, self.mel, n_iter=self.griffin_lim_iter).unsqueeze(1)
+        return self.mel.griffin_lim(log_mel, n_iter=self.griffin_lim_iter).unsqueeze(1)
 
     def decode(self, latents: torch.Tensor, num_samples: int | None = None) -> torch.Tensor:
         """Decode latents `[B, D, T']` to waveforms `[B, 1, T]`, cut or padded to `num_samples` when given."""

@@ -1,0 +1,230 @@
+"""Extraction: media and captions to a store of latents and features.
+
+One process, or several that share the work by files (`RANK` and `WORLD_SIZE`, as torchrun sets them); the result is the
+same. Threads decode ahead of the models, a window of a few batches, so that memory does not grow with the data.
+"""
+import collections
+import concurrent.futures
+import hashlib
+import itertools
+import logging
+import os
+import time
+import typing as tp
+from pathlib import Path
+
+import torch
+
+from ..data.journal import read_journals
+from ..data.media import MediaError
+from ..data.store_writer import StoreWriter
+from ..models.compression import CompressionModel
+from ..utils.config import build
+from ..utils.errors import UserError
+from ..utils.logging import ProgressLine
+from .base import Extractor, Spec
+from .codec import Codec
+from .inputs import Item, Reader, list_clips, list_videos
+
+logger = logging.getLogger(__name__)
+
+Inputs = dict[str, tp.Any]
+Loaded = tuple[Item, Inputs | None, str]
+
+
+def extract(*, data_dir: str | Path, output_dir: str | Path, codec: str | CompressionModel,
+            extractors: tp.Mapping[str, tp.Any] | None = None, duration: float,
+            captions_tsv: str | Path | None = None, clips_tsv: str | Path | None = None,
+            latent_dir: str | Path | None = None, sample_rate: int | None = None, batch_size: int = 16,
+            num_workers: int = 2, normalize_audio: bool = True, device: str = 'cpu', log_items: int = 50,
+            rank: int | None = None, world_size: int | None = None) -> Path:
+    """Make a store of a folder of videos, or of clips of audio files when `clips_tsv` is given.
+
+    Started again, also with another number of processes, it goes on where it was stopped; when all is there it only
+    says so. Items that cannot be used are listed with the reason in `<output_dir>.rejected.tsv`.
+
+    Args:
+        data_dir (str or Path): folder of the media.
+        output_dir (str or Path): the store: `<output_dir>/`, `<output_dir>.tsv` and `<output_dir>.facts.json`.
+        codec (str or CompressionModel): compression model, or its XP (`//sig/SIG` or folder) or checkpoint.
+        extractors (dict): name -> config node (with `_target_`) or `Extractor`; which keys the store gets follows.
+        duration (float): seconds of an item.
+        captions_tsv (str or Path or None): table `id`, `caption` (or `label`); ids are file names without suffix.
+        clips_tsv (str or Path or None): table `id name start_sample end_sample` (see `partition_clips`).
+        latent_dir (str or Path or None): folder for what is needed to resume; by default beside the store.
+        sample_rate (int or None): that the latents must have; only compared with that of the codec.
+        batch_size (int): items per pass through the models.
+        num_workers (int): threads that decode.
+        normalize_audio (bool): scale each file's largest mono sample to 0.95.
+        device (str): where the models run.
+        log_items (int): a line of progress every so many items.
+        rank, world_size (int or None): this process among several; from the environment when None.
+    Returns:
+        Path: `output_dir`.
+    Raises:
+        UserError: nothing to extract, a store of something else at `output_dir`, no item accepted, ...
+    """
+    rank = int(os.environ.get('RANK', 0)) if rank is None else rank
+    world_size = int(os.environ.get('WORLD_SIZE', 1)) if world_size is None else world_size
+    items = list_clips(data_dir, clips_tsv, captions_tsv) if clips_tsv else list_videos(data_dir, captions_tsv)
+    models = build_extractors(codec, extractors or {}, device, with_frames=clips_tsv is None)
+    facts = store_facts(models, items, duration=duration, normalize_audio=normalize_audio)
+    _check_rate(sample_rate, facts['sample_rate'])
+    writer = StoreWriter(output_dir, keys=store_spec(models, duration), ids=[item.id for item in items], facts=facts,
+                         columns=['caption' if clips_tsv else 'label', 'duration'], state=latent_dir, rank=rank)
+    if writer.complete:
+        writer.finish()
+        logger.info('already complete: %s, nothing to do', output_dir)
+        return Path(output_dir)
+    reader = Reader(models, facts['sample_rate'], duration, normalize_audio)
+    first, last = (len(items) * part // world_size for part in (rank, rank + 1))
+    todo = [item for item in items[first:last] if not writer.has(item.id)]
+    try:
+        _fill(writer, models, reader, todo, batch_size, num_workers, log_items)
+    finally:
+        writer.close()
+    if rank == 0:
+        _wait_for_others(writer, len(items))
+        _report(writer, output_dir)
+    return Path(output_dir)
+
+
+def build_extractors(codec: str | CompressionModel, nodes: tp.Mapping[str, tp.Any], device: str = 'cpu',
+                     with_frames: bool = True) -> dict[str, Extractor]:
+    """Return the codec (as `codec`) and the extractors by name, those of frames only where there are frames."""
+    models: dict[str, Extractor] = {'codec': Codec(codec, device=device)}
+    for name, node in nodes.items():
+        extractor = node if isinstance(node, Extractor) else build(node)
+        if not isinstance(extractor, Extractor):
+            raise UserError(f'extractors.{name}: {type(extractor).__name__} is not an extractor')
+        if with_frames or extractor.consumes != 'frames':
+            models[name] = extractor.to(device).eval()
+    return models
+
+
+def store_spec(models: tp.Mapping[str, Extractor], duration: float) -> Spec:
+    """Return all keys of the store; a key that two extractors give is an error."""
+    spec: Spec = {}
+    for name, model in models.items():
+        for key, shape in model.spec(duration).items():
+            if key in spec:
+                raise UserError(f'extractors.{name} gives "{key}", which another extractor gives as well')
+            spec[key] = shape
+    return spec
+
+
+def store_facts(models: tp.Mapping[str, Extractor], items: tp.Sequence[Item], *, duration: float,
+                normalize_audio: bool) -> dict[str, tp.Any]:
+    """Return what the store says of itself: rates, duration, and which models made it from which items."""
+    codec = tp.cast(Codec, models['codec'])
+    listed = [[item.id, item.path and item.path.name, item.caption, item.bounds] for item in items]
+    return {
+        'sample_rate': codec.sample_rate, 'frame_rate': codec.model.frame_rate, 'channels': codec.model.channels,
+        'duration': float(duration), 'normalize_audio': normalize_audio, 'codec': codec.reference,
+        'fps': {key: model.fps for model in models.values() if model.fps for key in model.spec(duration)},
+        'extractors': {name: {**model.identity(), 'consumes': model.consumes, 'keys': list(model.spec(duration))}
+                       for name, model in models.items()},
+        'items_sha256': hashlib.sha256(repr(listed).encode()).hexdigest()}
+
+
+def _check_rate(wanted: int | None, found: int) -> None:
+    if wanted is not None and wanted != found:
+        raise UserError(f'sample_rate={wanted} was asked for, but the compression model works at {found} Hz: give '
+                        f'another codec, or leave sample_rate out')
+
+
+def _load(reader: Reader, item: Item) -> Loaded:
+    """Decode one item; what is wrong with a file is a reason to leave it out, not to stop."""
+    try:
+        return item, reader(item), ''
+    except MediaError as error:
+        return item, None, f'{error.reason}: {error.detail}' if error.detail else error.reason
+
+
+def _ahead(function: tp.Callable[[Item], Loaded], items: tp.Sequence[Item], threads: int,
+           window: int) -> tp.Iterator[Loaded]:
+    """Yield `function(item)` in order, computed by threads, never more than `window` ahead."""
+    rest = iter(items)
+    with concurrent.futures.ThreadPoolExecutor(max(1, threads), 'decode') as pool:
+        futures = collections.deque(pool.submit(function, item) for item in itertools.islice(rest, window))
+        try:
+            while futures:
+                result = futures.popleft().result()
+                futures.extend(pool.submit(function, item) for item in itertools.islice(rest, 1))
+                yield result
+        finally:
+            for future in futures:
+                future.cancel()
+
+
+def _fill(writer: StoreWriter, models: tp.Mapping[str, Extractor], reader: Reader, items: tp.Sequence[Item],
+          batch_size: int, num_workers: int, log_items: int) -> None:
+    """Extract the items into the store, a batch at a time."""
+    progress = ProgressLine(logger, f'Extract | {writer.files.folder.name}', total=len(items), every=log_items)
+    loaded = _ahead(lambda item: _load(reader, item), items, num_workers, 2 * batch_size + num_workers)
+    batch: list[tuple[Item, Inputs]] = []
+    rejected = 0
+    try:
+        for _ in items:
+            item, inputs, reason = progress.wait(loaded)
+            if inputs is None:
+                logger.warning('%s is left out: %s', item.path or item.id, reason)
+                writer.reject(item.id, reason)
+                rejected += 1
+            else:
+                batch.append((item, inputs))
+            if len(batch) == batch_size:
+                _write(writer, models, batch, batch_size, reader.duration)
+                batch = []
+            if progress.step():
+                progress.line({'rejected': str(rejected)})
+        if batch:
+            _write(writer, models, batch, batch_size, reader.duration)
+    finally:
+        progress.close()
+
+
+@torch.no_grad()
+def _write(writer: StoreWriter, models: tp.Mapping[str, Extractor], batch: list[tuple[Item, Inputs]], batch_size: int,
+           duration: float) -> None:
+    """Run the models on a batch and write its items.
+
+    A short batch is filled up with its last item: the kernels that are chosen, and with them the last bits of the
+    result, depend on the size, and the store must not depend on where batches were cut.
+    """
+    filled = [inputs for _, inputs in batch] + [batch[-1][1]] * (batch_size - len(batch))
+    features: dict[str, torch.Tensor] = {}
+    for name, model in models.items():
+        inputs = model.collate([item[name] for item in filled])
+        if isinstance(inputs, torch.Tensor):
+            inputs = inputs.to(_device_of(model))
+        features |= {key: value.float().cpu() for key, value in model(inputs).items()}
+    for i, (item, _) in enumerate(batch):
+        row = {writer.columns[1]: item.caption, 'duration': f'{duration:g}'}
+        writer.add(item.id, row, {key: value[i] for key, value in features.items()})
+
+
+def _device_of(model: torch.nn.Module) -> torch.device:
+    return next((tensor.device for tensor in itertools.chain(model.parameters(), model.buffers())), torch.device('cpu'))
+
+
+def _wait_for_others(writer: StoreWriter, items: int, patience: float = 1800., poll: float = 0.5) -> None:
+    """Wait until every item is in a journal; give up when nothing was added for `patience` seconds."""
+    before, since, said = -1, time.monotonic(), False
+    while (done := len({entry['id'] for entry in read_journals(writer.partial)})) < items:
+        if done != before:
+            before, since = done, time.monotonic()
+        if time.monotonic() - since > patience:
+            raise UserError(f'{writer.partial}: {items - done} items of other processes are missing, and none was '
+                            f'added for {patience:.0f} s. Run the same command again: it goes on from there.')
+        if not said:
+            logger.info('waiting for the other processes: %d of %d items are done', done, items)
+            said = True
+        time.sleep(poll)
+
+
+def _report(writer: StoreWriter, output_dir: str | Path) -> None:
+    store = writer.finish()
+    rejected = (store.facts or {}).get('rejected', 0)
+    listed = f', {rejected} left out (reasons in {writer.files.rejected})' if rejected else ''
+    logger.info('%s: %d items, %.1f MB%s', output_dir, len(store), store.nbytes / 1e6, listed)
