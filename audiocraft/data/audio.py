@@ -13,7 +13,7 @@ from ..utils.errors import UserError
 from .files import replaced
 from .media import AUDIO_SUFFIXES, CONTAINER_AUDIO_SUFFIXES, VIDEO_SUFFIXES, MediaError, require_file
 
-KAISER_BEST: tp.Dict[str, tp.Any] = {'resampling_method': 'sinc_interp_kaiser', 'lowpass_filter_width': 64,
+KAISER_BEST: dict[str, tp.Any] = {'resampling_method': 'sinc_interp_kaiser', 'lowpass_filter_width': 64,
                                      'rolloff': 0.9475937167399596, 'beta': 14.769656459379492}
 """The filter named "kaiser_best" in resampy and librosa, as MMAudio uses it."""
 WRITABLE = {'.wav': ('WAV', 'PCM_16'), '.flac': ('FLAC', 'PCM_16'), '.ogg': ('OGG', 'VORBIS')}
@@ -44,7 +44,7 @@ def audio_info(path: tp.Union[str, Path]) -> AudioInfo:
 
 
 def read_audio(path: tp.Union[str, Path], start: float = 0.,
-               duration: tp.Optional[float] = None) -> tp.Tuple[torch.Tensor, int]:
+               duration: tp.Optional[float] = None) -> tuple[torch.Tensor, int]:
     """Read an audio file, or a part of it; of a video, its sound.
 
     Args:
@@ -76,7 +76,7 @@ def read_audio(path: tp.Union[str, Path], start: float = 0.,
         raise _unreadable(path, error) from error
 
 
-def _read_container(path: Path) -> tp.Tuple[torch.Tensor, int]:
+def _read_container(path: Path) -> tuple[torch.Tensor, int]:
     from .video import read_media_audio  # needs PyAV, which audio files do not
     return read_media_audio(path)
 
@@ -121,7 +121,7 @@ def to_mono(wav: torch.Tensor) -> torch.Tensor:
 
 
 @lru_cache(maxsize=32)
-def _resampler(old: int, new: int, options: tp.Tuple[tp.Tuple[str, tp.Any], ...], device: torch.device,
+def _resampler(old: int, new: int, options: tuple[tuple[str, tp.Any], ...], device: torch.device,
                dtype: torch.dtype) -> torch.nn.Module:
     # The kernel depends on the rates alone; building it costs more than resampling a short clip. Built in float64 and
     # rounded once (torchaudio's default for its functional form as well).

@@ -19,7 +19,7 @@ class AudioCollector:
         self.sample_rate = 0
         self.channels = 0
         self.start = 0.
-        self.pieces: tp.List[tp.Tuple[int, np.ndarray]] = []
+        self.pieces: list[tuple[int, np.ndarray]] = []
         self.position = 0
 
     def add(self, frame: tp.Any) -> None:

@@ -15,7 +15,7 @@ from .audio import read_audio, resample, write_audio
 from .media import AUDIO_SUFFIXES, CONTAINER_AUDIO_SUFFIXES, VIDEO_SUFFIXES, MediaError
 
 SUFFIXES = VIDEO_SUFFIXES + AUDIO_SUFFIXES + CONTAINER_AUDIO_SUFFIXES
-Event = tp.Dict[str, tp.Any]
+Event = dict[str, tp.Any]
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Clip:
     sample_rate: int
     caption: str = ''
     media: tp.Optional[Path] = None
-    events: tp.Optional[tp.List[Event]] = None
+    events: tp.Optional[list[Event]] = None
 
 
 def find_media(folder: tp.Union[str, Path], clip_id: str) -> tp.Optional[Path]:
@@ -82,7 +82,7 @@ def fit_length(wav: torch.Tensor, samples: int) -> torch.Tensor:
     return torch.nn.functional.pad(wav[..., :samples], (0, max(0, samples - wav.shape[-1])))
 
 
-def read_events(folder: tp.Union[str, Path], clip_id: str) -> tp.Optional[tp.List[Event]]:
+def read_events(folder: tp.Union[str, Path], clip_id: str) -> tp.Optional[list[Event]]:
     """Return the events of a clip from `<id>.events.json`, else from the folder's `events.json`; None if in neither."""
     folder = Path(folder)
     single, table = folder / f'{clip_id}.events.json', folder / 'events.json'
@@ -105,7 +105,7 @@ def _read_json(path: Path, changed: int) -> tp.Any:
         raise UserError(f'{path} is not valid JSON: {error}') from error
 
 
-def _events_of(record: tp.Any, path: Path) -> tp.List[Event]:
+def _events_of(record: tp.Any, path: Path) -> list[Event]:
     events = record.get('events') if isinstance(record, dict) else record
     if not isinstance(events, list) or not all(isinstance(e, dict) and 'time' in e for e in events):
         raise UserError(f'{path} should hold {{"events": [{{"time": seconds, "kind": name}}, ...]}}')
@@ -144,7 +144,7 @@ class SampleWriter:
         Returns:
             Path: the JSON, written last, so that a reader who finds it finds all.
         """
-        wav = write_audio(self.path(clip.id, '.wav'), clip.audio, clip.sample_rate)
+        write_audio(self.path(clip.id, '.wav'), clip.audio, clip.sample_rate)
         record = {'id': clip.id, 'caption': clip.caption, 'prompt': clip.caption if prompt is None else prompt,
                   'seed': seed, 'checkpoint': None if checkpoint is None else str(checkpoint), 'update': update,
                   'sample_rate': clip.sample_rate, 'duration': clip.audio.shape[-1] / clip.sample_rate,

@@ -21,7 +21,7 @@ from .files import replaced
 from .media import MediaError, require_file
 from .muxing import AudioTrack, av, container_format, write_pictures
 
-Size = tp.Tuple[int, int]
+Size = tuple[int, int]
 AUDIO_TOLERANCE = 0.1
 """Seconds of sound that may be missing at the end (codecs and muxers round); they are filled with zeros."""
 
@@ -38,8 +38,8 @@ class Video:
         duration (float): seconds: what was asked for, or the length of the pictures.
         rotation (int): degrees, counter-clockwise, that were applied to the pictures.
     """
-    frames: tp.Dict[float, torch.Tensor] = field(default_factory=dict)
-    times: tp.Dict[float, torch.Tensor] = field(default_factory=dict)
+    frames: dict[float, torch.Tensor] = field(default_factory=dict)
+    times: dict[float, torch.Tensor] = field(default_factory=dict)
     audio: tp.Optional[torch.Tensor] = None
     sample_rate: tp.Optional[int] = None
     duration: float = 0.
@@ -63,8 +63,8 @@ class _Slots:
     def __init__(self, moments: tp.Callable[[int], float], count: tp.Optional[int]):
         self.moment, self.count = moments, count
         self.next = 0
-        self.pictures: tp.List[np.ndarray] = []
-        self.times: tp.List[float] = []
+        self.pictures: list[np.ndarray] = []
+        self.times: list[float] = []
 
     @property
     def full(self) -> bool:
@@ -79,7 +79,7 @@ class _Slots:
         """Fill the slots up to the time of `after` with the nearer of two consecutive pictures."""
         while not self.full and self.moment(self.next) <= after.time:
             moment = self.moment(self.next)
-            self._take(before if moment - before.time <= after.time - moment else after)
+            self._take(before if moment - before.time <= after.time - moment + 1e-6 else after)
 
     def until(self, last: '_Picture', reach: float) -> None:
         """Fill the slots up to and including `reach` with the last picture."""
@@ -170,11 +170,11 @@ class _Decoder:
             self.sound.add(frame)
 
     def _done(self) -> bool:
-        if self.duration is None or not all(slots.full for slots in self.slots):
+        if self.duration is None or self.origin is None or not all(slots.full for slots in self.slots):
             return False
-        return self.sound is None or (self.origin is not None and self.sound.end >= self.origin + self.duration)
+        return self.sound is None or self.sound.end >= self.origin + self.duration
 
-    def audio(self, duration: float, pad: bool) -> tp.Tuple[tp.Optional[torch.Tensor], tp.Optional[int]]:
+    def audio(self, duration: float, pad: bool) -> tuple[tp.Optional[torch.Tensor], tp.Optional[int]]:
         """Return the sound of `duration` seconds from the first picture on, and its rate."""
         if self.sound is None:
             return None, None
@@ -213,8 +213,6 @@ def read_video(path: tp.Union[str, Path], fps: tp.Union[float, tp.Sequence[float
         elif not slot.full:
             raise MediaError(path, 'too short', f'{decoder.end:.1f} s, needs {duration:g} s')
     length = decoder.end if duration is None else duration
-    if not slots and duration is not None and decoder.end + 1.5 * decoder.period < duration:
-        raise MediaError(path, 'too short', f'{decoder.end:.1f} s, needs {duration:g} s')
     wav, sample_rate = decoder.audio(length, pad=duration is None)
     return Video(frames={rate: _stack(slot.pictures) for rate, slot in zip(rates, slots)},
                  times={rate: torch.tensor(slot.times, dtype=torch.float64) for rate, slot in zip(rates, slots)},
@@ -252,7 +250,7 @@ def thumbnails(path: tp.Union[str, Path], n: int, size: tp.Optional[Size] = None
 
 
 def video_info(path: tp.Union[str, Path]) -> VideoInfo:
-    """Return what the header of a video says, without decoding (but for the first picture, which knows its rotation)."""
+    """Return what the header of a video says, without decoding more than the first picture (its rotation)."""
     path = require_file(path)
     with open_media(path) as container:
         stream = video_stream(container, path)
@@ -268,7 +266,7 @@ def video_info(path: tp.Union[str, Path]) -> VideoInfo:
                          height, sound is not None, None if sound is None else sound.codec_context.sample_rate)
 
 
-def read_media_audio(path: tp.Union[str, Path]) -> tp.Tuple[torch.Tensor, int]:
+def read_media_audio(path: tp.Union[str, Path]) -> tuple[torch.Tensor, int]:
     """Return the sound `[C, T]` float32 of any container, and its sample rate.
 
     If the file has pictures, sample 0 is at the time of the first one.
@@ -320,7 +318,7 @@ def _is_cover(stream: tp.Any) -> bool:
     return bool(stream.disposition & av.stream.Disposition.attached_pic)
 
 
-def _packets(container: tp.Any, streams: tp.Sequence[tp.Any], path: Path) -> tp.Iterator[tp.List[tp.Any]]:
+def _packets(container: tp.Any, streams: tp.Sequence[tp.Any], path: Path) -> tp.Iterator[list[tp.Any]]:
     """Yield lists of decoded frames, packet by packet; damage is a `MediaError`."""
     try:
         for packet in container.demux(*streams):
@@ -334,7 +332,7 @@ def _words(error: Exception) -> str:
 
 
 def write_video(path: tp.Union[str, Path], frames: torch.Tensor, fps: float, audio: tp.Optional[torch.Tensor] = None,
-                sample_rate: tp.Optional[int] = None, *, options: tp.Optional[tp.Dict[str, str]] = None) -> Path:
+                sample_rate: tp.Optional[int] = None, *, options: tp.Optional[dict[str, str]] = None) -> Path:
     """Write a video (h264 + aac; vp9 + opus for webm), atomically.
 
     Args:

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 class AudioSettings(tp.NamedTuple):
     """What all files of a set share."""
     seed: int
-    seconds: tp.Tuple[float, float]
+    seconds: tuple[float, float]
     sample_rate: int
 
 
@@ -51,7 +51,7 @@ def draw_audio_example(settings: AudioSettings, index: int) -> AudioExample:
 
 
 def make_audio_examples(out: tp.Union[str, Path], clips: int, seed: int, *,
-                        seconds: tp.Tuple[float, float] = (6., 20.), sample_rate: int = 16_000,
+                        seconds: tuple[float, float] = (6., 20.), sample_rate: int = 16_000,
                         workers: int = 2) -> Path:
     """Write example audio `clip_00000.wav`, `clip_00001.flac` and so on, and `captions.tsv` (id, caption).
 
@@ -79,7 +79,7 @@ def make_audio_examples(out: tp.Union[str, Path], clips: int, seed: int, *,
     return folder
 
 
-def _make_file(folder: Path, settings: AudioSettings, index: int) -> tp.Tuple[str, str]:
+def _make_file(folder: Path, settings: AudioSettings, index: int) -> tuple[str, str]:
     """Write one file unless it is there; return its id and caption."""
     example = draw_audio_example(settings, index)
     name = f'clip_{index:05d}'

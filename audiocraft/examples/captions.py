@@ -5,7 +5,7 @@ import typing as tp
 
 import numpy as np
 
-WORDS: tp.Dict[str, tp.Tuple[tp.Tuple[str, str], ...]] = {
+WORDS: dict[str, tuple[tuple[str, str], ...]] = {
     'wood': (('a wooden block', 'two wooden blocks'), ('a piece of wood', 'two pieces of wood')),
     'metal': (('a metal plate', 'two metal plates'), ('a metal bell', 'two metal bells')),
     'glass': (('a glass bottle', 'two glass bottles'), ('a piece of glass', 'two pieces of glass')),

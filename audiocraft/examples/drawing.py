@@ -53,7 +53,7 @@ def draw_pictures(rng: np.random.Generator, scene: Scene, at: np.ndarray) -> np.
     return np.concatenate(flat, 1).reshape(len(at), height * 3 // 2, width)
 
 
-def _draw_body(luma: np.ndarray, chroma: tp.List[np.ndarray], scene: Scene, body: int, at: np.ndarray, side: int,
+def _draw_body(luma: np.ndarray, chroma: list[np.ndarray], scene: Scene, body: int, at: np.ndarray, side: int,
                color: np.ndarray) -> None:
     radius, shape = scene.bodies[body].radius, KINDS[scene.kind].shape
     centers = scene.centers(at, body).astype(np.float32)
@@ -61,7 +61,7 @@ def _draw_body(luma: np.ndarray, chroma: tp.List[np.ndarray], scene: Scene, body
     grid = np.arange(side, dtype=np.float32) + 0.5
     x = (corners[:, :1] + grid - centers[:, :1])[:, None, :]
     y = (corners[:, 1:] + grid - centers[:, 1:])[:, :, None]
-    alpha = coverage(shape, x, y, np.float32(radius)).astype(np.float32)
+    alpha = coverage(shape, x, y, radius).astype(np.float32)
     shade = color[0] * (1 - 0.12 * (x + y) / (2 * radius))  # lit from above, from the left
     thin = alpha.reshape(len(at), side // 2, 2, side // 2, 2).mean((2, 4))
     corners = np.clip(corners + side, 0, [luma.shape[2] - side, luma.shape[1] - side])
@@ -73,7 +73,7 @@ def _draw_body(luma: np.ndarray, chroma: tp.List[np.ndarray], scene: Scene, body
             patch += thin[index] * (np.float32(value) - patch)
 
 
-def _background(rng: np.random.Generator, scene: Scene) -> tp.List[np.ndarray]:
+def _background(rng: np.random.Generator, scene: Scene) -> list[np.ndarray]:
     """Draw what never moves: a gradient, the surfaces and some clutter; planes `[H, W]`, `[H / 2, W / 2]` twice."""
     width, height = scene.size
     y, x = np.mgrid[0:height, 0:width] + 0.5
@@ -101,7 +101,7 @@ def _solid(scene: Scene, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return solid
 
 
-def _camera_noise(rng: np.random.Generator, shape: tp.Tuple[int, ...]) -> np.ndarray:
+def _camera_noise(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """Return `[N, H, W]` noise: windows of one drawn field at random places, since fresh noise would cost too much."""
     count, height, width = shape
     field = (rng.standard_normal((height + 48, width + 48)) * rng.uniform(0.5, 2.)).astype(np.float32)

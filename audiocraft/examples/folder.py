@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 FACTS = 'example.json'
 
 
-def open_folder(out: tp.Union[str, Path], *, clips: int, workers: int, **facts: tp.Any) -> tp.Tuple[Path, int]:
+def open_folder(out: tp.Union[str, Path], *, clips: int, workers: int, **facts: tp.Any) -> tuple[Path, int]:
     """Make the folder of a set, or take up one made with the same `facts`; return it and how many clips it is to hold.
 
     A folder that holds more clips than asked keeps them: clip i does not depend on how many there are.
@@ -48,7 +48,7 @@ def open_folder(out: tp.Union[str, Path], *, clips: int, workers: int, **facts: 
     return out, clips
 
 
-def _read_facts(path: Path) -> tp.Dict[str, tp.Any]:
+def _read_facts(path: Path) -> dict[str, tp.Any]:
     try:
         return dict(json.loads(path.read_text(encoding='utf-8')))
     except ValueError as error:
@@ -57,4 +57,5 @@ def _read_facts(path: Path) -> tp.Dict[str, tp.Any]:
 
 def write_captions(out: Path, captions: tp.Mapping[str, str]) -> None:
     """Write `captions.tsv` with the columns id and caption."""
-    write_table(out / 'captions.tsv', [{'id': key, 'caption': text} for key, text in captions.items()], ['id', 'caption'])
+    rows = [{'id': key, 'caption': text} for key, text in captions.items()]
+    write_table(out / 'captions.tsv', rows, ['id', 'caption'])

@@ -40,8 +40,8 @@ class Body:
     """
     radius: float
     surface: str
-    contact: tp.Tuple[float, float]
-    normal: tp.Tuple[float, float]
+    contact: tuple[float, float]
+    normal: tuple[float, float]
     reach: float
     slack: float
 
@@ -49,9 +49,9 @@ class Body:
 @dataclass
 class Path:
     """Knots of a piecewise cubic height above the surface; at a strike two knots share their time."""
-    times: tp.List[float]
-    heights: tp.List[float]
-    speeds: tp.List[float]
+    times: list[float]
+    heights: list[float]
+    speeds: list[float]
 
     def add(self, time: float, height: float, speed: float) -> None:
         """Append a knot: seconds, pixels above the surface, pixels per second away from it."""
@@ -69,7 +69,7 @@ class Path:
                 + width * (speeds[left] * u * (1 - u) ** 2 + speeds[left + 1] * u ** 2 * (u - 1)))
 
 
-def draw_times(rng: np.random.Generator, seconds: float, sample_rate: int) -> tp.List[float]:
+def draw_times(rng: np.random.Generator, seconds: float, sample_rate: int) -> list[float]:
     """Draw 1 to 6 irregular strike times, on whole samples, `MIN_GAP` apart, off the ends of the clip."""
     room = seconds - HEAD - TAIL
     most = min(MAX_STRIKES, 1 + int((room - 0.02) / (MIN_GAP + 0.02)))
@@ -80,7 +80,7 @@ def draw_times(rng: np.random.Generator, seconds: float, sample_rate: int) -> tp
     return [round((int(t * sample_rate) + 1) / sample_rate, 9) for t in starts]
 
 
-def assign(rng: np.random.Generator, times: tp.Sequence[float], bodies: int) -> tp.List[Strike]:
+def assign(rng: np.random.Generator, times: tp.Sequence[float], bodies: int) -> list[Strike]:
     """Give each strike to an object at random, at least one to each (`len(times) >= bodies`)."""
     owners = rng.integers(0, bodies, len(times))
     owners[rng.permutation(len(times))[:bodies]] = np.arange(bodies)
@@ -91,7 +91,8 @@ def draw_path(rng: np.random.Generator, strikes: tp.Sequence[float], reach: floa
               slowest: float = 0.) -> Path:
     """Draw a path that touches the surface at `strikes` (seconds, sorted) and stays clear of it in between.
 
-    `slowest` is the least speed of a contact, pixels per second: slower, two close strikes would hardly leave the surface.
+    `slowest` is the least speed of a contact, pixels per second: slower, an object that strikes twice
+    within `MIN_GAP` would hardly leave the surface.
     """
     speed = max(reach * rng.uniform(3., 4.6), slowest)
     path = Path([], [], [])

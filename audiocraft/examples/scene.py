@@ -12,10 +12,10 @@ from .motion import Body, Path, Strike, assign, draw_path, draw_times
 class Look:
     """How a kind looks: its shape and its colour (red, green, blue; 0 to 255)."""
     shape: str
-    color: tp.Tuple[int, int, int]
+    color: tuple[int, int, int]
 
 
-KINDS: tp.Dict[str, Look] = {
+KINDS: dict[str, Look] = {
     'wood': Look('square', (205, 130, 45)),
     'metal': Look('disc', (110, 140, 240)),
     'glass': Look('diamond', (120, 240, 215)),
@@ -29,15 +29,15 @@ class Scene:
     """All that decides the pictures and the sound of one clip, but for the noise."""
     kind: str
     seconds: float
-    size: tp.Tuple[int, int]
-    bodies: tp.List[Body]
-    paths: tp.List[Path]
-    drifts: tp.List[tp.Tuple[float, float, float]]
-    strikes: tp.List[Strike]
-    frame: tp.Dict[str, float]
+    size: tuple[int, int]
+    bodies: list[Body]
+    paths: list[Path]
+    drifts: list[tuple[float, float, float]]
+    strikes: list[Strike]
+    frame: dict[str, float]
     """Where the surfaces are: 'floor', 'ceiling', 'left wall', 'right wall' (pixels), 'post' and 'post width'."""
 
-    def events(self) -> tp.List[tp.Dict[str, tp.Any]]:
+    def events(self) -> list[dict[str, tp.Any]]:
         """Return the true strikes as they are written to `events.json`."""
         return [{'time': strike.time, 'kind': self.kind, 'object': strike.body} for strike in self.strikes]
 
@@ -57,7 +57,7 @@ def kind_of(seed: int, index: int) -> str:
     return list(KINDS)[np.random.default_rng([seed, block, 1]).permutation(len(KINDS))[place]]
 
 
-def draw_scene(rng: np.random.Generator, kind: str, *, seconds: float, size: tp.Tuple[int, int],
+def draw_scene(rng: np.random.Generator, kind: str, *, seconds: float, size: tuple[int, int],
                sample_rate: int) -> Scene:
     """Draw the scene of a clip: one or two objects of one kind, in lanes that do not cross."""
     times = draw_times(rng, seconds, sample_rate)
@@ -72,7 +72,7 @@ def draw_scene(rng: np.random.Generator, kind: str, *, seconds: float, size: tp.
     return Scene(kind, seconds, size, bodies, paths, drifts, strikes, frame)
 
 
-def _draw_frame(rng: np.random.Generator, size: tp.Tuple[int, int]) -> tp.Dict[str, float]:
+def _draw_frame(rng: np.random.Generator, size: tuple[int, int]) -> dict[str, float]:
     width, height = size
     unit = height / 120
     floor, ceiling = height - rng.uniform(5., 12.) * unit, rng.uniform(4., 10.) * unit
@@ -81,26 +81,25 @@ def _draw_frame(rng: np.random.Generator, size: tp.Tuple[int, int]) -> tp.Dict[s
             'post': width * rng.uniform(0.46, 0.54), 'post width': rng.uniform(5., 9.) * unit}
 
 
-def _draw_bodies(rng: np.random.Generator, count: int, size: tp.Tuple[int, int],
-                 frame: tp.Dict[str, float]) -> tp.List[Body]:
+def _draw_bodies(rng: np.random.Generator, count: int, size: tuple[int, int],
+                 frame: dict[str, float]) -> list[Body]:
     """Draw one or two objects that move in the same direction: side by side, one above the other, or about a post."""
     radii = [rng.uniform(7., 15.) * size[1] / 120 for _ in range(count)]
     way = rng.choice(['vertical', 'horizontal', 'post'], p=[0.5, 0.25, 0.25])
-    if way == 'vertical':
-        lanes = _lanes(rng, count, frame['left wall'], frame['right wall'])
-        return [_body(radius, str(rng.choice(SURFACES_OF[way])), lane, frame, rng) for radius, lane in zip(radii, lanes)]
-    if way == 'horizontal':
-        lanes = _lanes(rng, count, frame['ceiling'], frame['floor'])
-        return [_body(radius, str(rng.choice(SURFACES_OF[way])), lane, frame, rng) for radius, lane in zip(radii, lanes)]
+    if way != 'post':
+        sides = ('left wall', 'right wall') if way == 'vertical' else ('ceiling', 'floor')
+        lanes = _lanes(rng, count, frame[sides[0]], frame[sides[1]])
+        return [_body(radius, str(rng.choice(SURFACES_OF[way])), lane, frame, rng)
+                for radius, lane in zip(radii, lanes)]
     lane = (frame['ceiling'] + 0.3 * (frame['floor'] - frame['ceiling']), frame['floor'])
-    sides = rng.permutation([-1, 1])[:count]
-    return [_body(radius, 'post', lane, frame, rng, side=int(side)) for radius, side in zip(radii, sides)]
+    return [_body(radius, 'post', lane, frame, rng, side=int(side))
+            for radius, side in zip(radii, rng.permutation([-1, 1])[:count])]
 
 
 SURFACES_OF = {'vertical': ('floor', 'floor', 'ceiling'), 'horizontal': ('left wall', 'right wall')}
 
 
-def _lanes(rng: np.random.Generator, count: int, low: float, high: float) -> tp.List[tp.Tuple[float, float]]:
+def _lanes(rng: np.random.Generator, count: int, low: float, high: float) -> list[tuple[float, float]]:
     if count == 1:
         return [(low, high)]
     middle = (low + high) / 2
@@ -108,7 +107,7 @@ def _lanes(rng: np.random.Generator, count: int, low: float, high: float) -> tp.
     return [lanes[index] for index in rng.permutation(2)]
 
 
-def _body(radius: float, surface: str, lane: tp.Tuple[float, float], frame: tp.Dict[str, float],
+def _body(radius: float, surface: str, lane: tuple[float, float], frame: dict[str, float],
           rng: np.random.Generator, side: int = 0) -> Body:
     """Place an object in its lane (an interval across its motion) at a surface."""
     margin = radius + 2

@@ -24,16 +24,16 @@ class Voice:
         noise_decay (float): its time constant, seconds.
         bend (float): how much higher the pitch starts, as a drum skin does; 0 for none.
     """
-    pitch: tp.Tuple[float, float]
-    ratios: tp.Tuple[float, ...]
-    gains: tp.Tuple[float, ...]
-    decay: tp.Tuple[float, float]
+    pitch: tuple[float, float]
+    ratios: tuple[float, ...]
+    gains: tuple[float, ...]
+    decay: tuple[float, float]
     noise: float
     noise_decay: float
     bend: float = 0.
 
 
-VOICES: tp.Dict[str, Voice] = {
+VOICES: dict[str, Voice] = {
     'wood': Voice((480., 620.), (1., 2.57, 4.1), (1., 0.6, 0.3), (0.03, 0.045), 0.5, 0.004),
     'metal': Voice((720., 900.), (1., 2.76, 5.4, 7.6), (0.5, 1., 0.8, 0.4), (0.18, 0.25), 0.2, 0.002),
     'glass': Voice((2500., 3100.), (1., 1.45, 2.1), (1., 0.8, 0.5), (0.07, 0.1), 0.4, 0.002),
@@ -88,7 +88,7 @@ def background(rng: np.random.Generator, samples: int, sample_rate: int) -> np.n
     return noise * (10 ** (rng.uniform(*NOISE_DB) / 20) / np.sqrt(np.mean(noise ** 2)))
 
 
-def draw_sound(rng: np.random.Generator, kind: str, strikes: tp.Sequence[tp.Tuple[float, int]], seconds: float,
+def draw_sound(rng: np.random.Generator, kind: str, strikes: tp.Sequence[tuple[float, int]], seconds: float,
                sample_rate: int) -> np.ndarray:
     """Return the sound `[1, T]` float32 of a clip.
 

@@ -33,7 +33,7 @@ class Settings(tp.NamedTuple):
     seed: int
     seconds: float
     fps: float
-    size: tp.Tuple[int, int]
+    size: tuple[int, int]
     sample_rate: int
 
     @property
@@ -69,7 +69,7 @@ def draw_video_example(settings: Settings, index: int) -> VideoExample:
 
 
 def make_video_examples(out: tp.Union[str, Path], *, clips: int, seed: int, seconds: float = 4., fps: float = 25.,
-                        size: tp.Tuple[int, int] = (160, 120), sample_rate: int = 16_000, workers: int = 2) -> Path:
+                        size: tuple[int, int] = (160, 120), sample_rate: int = 16_000, workers: int = 2) -> Path:
     """Write example videos `clip_00000.mp4` (h264 + aac) and so on, with what truly happens in them.
 
     Beside each lies `clip_00000.events.json`, and in the folder `events.json` (all of them, by id) and
@@ -116,7 +116,7 @@ def _check(settings: Settings) -> None:
         raise UserError(f'fps must be between 5 and 120, got {settings.fps:g}')
 
 
-def _make_clip(folder: Path, settings: Settings, index: int) -> tp.Dict[str, tp.Any]:
+def _make_clip(folder: Path, settings: Settings, index: int) -> dict[str, tp.Any]:
     """Write one clip unless it is there; its events are written last, so that they mark it as complete."""
     from ..data.muxing import write_pictures
     name = clip_id(index)

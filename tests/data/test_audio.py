@@ -5,8 +5,15 @@ import pytest
 import soundfile
 import torch
 
-from audiocraft.data.audio import (audio_info, peak_normalize, read_audio, resample, resample_kaiser_best, to_mono,
-                                   write_audio)
+from audiocraft.data.audio import (
+    audio_info,
+    peak_normalize,
+    read_audio,
+    resample,
+    resample_kaiser_best,
+    to_mono,
+    write_audio,
+)
 from audiocraft.data.media import MediaError
 from audiocraft.utils.errors import UserError
 
