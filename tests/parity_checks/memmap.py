@@ -76,7 +76,8 @@ def check_rewritten(store: Store, meta: dict[str, tp.Any], report: Report) -> No
         for path in sorted(store.files.folder.glob('*.memmap')):
             same = (ours.files.folder / path.name).read_bytes() == path.read_bytes()
             report.check(f'{store.name}/{path.name} rewritten', same, 'has other bytes')
-        report.equal(f'{store.name}/meta.json rewritten', json.loads((ours.files.folder / 'meta.json').read_text()), meta)
+        found = json.loads((ours.files.folder / 'meta.json').read_text())
+        report.equal(f'{store.name}/meta.json rewritten', found, meta)
 
 
 def check_memmap(fixture: Fixture, report: Report) -> None:
