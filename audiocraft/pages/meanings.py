@@ -2,7 +2,8 @@
 
 Names that are not listed are shown as they are: a new metric needs no entry here. The shape of the names is that of
 `evaluate`: `NAME` is a measure; `CONTROL/NAME` and `NAME_SUFFIX` are the same measure under a control;
-`CONTROL/of_caption/NAME` scores what was made from another clip's caption against that other clip.
+`CONTROL/of_caption/NAME` scores what was made from another clip's caption against that other clip; `NAME_reason` says
+why `NAME` is null. Controls of controls (`CONTROL/NAME_SUFFIX`) stay in the JSON.
 """
 
 import dataclasses
@@ -10,6 +11,7 @@ import typing as tp
 
 from .results import is_number
 
+# A name that goes on after `_` (fd_embedded) has the meaning of its beginning.
 MEANINGS = {
     'loss': 'The training loss on the clips of evaluate.',
     'flow_loss': 'Squared error of the predicted velocity; compare between models on the same latents only.',
@@ -18,23 +20,22 @@ MEANINGS = {
     'onset_recall': 'Share of the true onsets that were generated.',
     'kind_accuracy': 'Does it sound like the right kind of object? Share of clips that a classifier, fitted on real '
                      'training audio, puts in the right kind.',
-    'frechet_distance': 'Fréchet distance of generated to true sounds in an embedding; 0 is the same distribution.',
-    'fad': 'Fréchet audio distance to the true sounds; 0 is the same distribution.',
+    'fd': 'Fréchet distance of generated to true sounds in the features of an extractor; 0 is the same distribution.',
+    'kid': 'Kernel distance of generated to true sounds in the features of an extractor; 0 is the same distribution.',
     'kl': 'Kullback-Leibler divergence between what a classifier hears in the truth and in the generated; 0 is equal.',
     'isc': 'Inception score: confident and varied classes; higher is better, on one classifier only.',
-    'inception_score': 'Inception score: confident and varied classes; higher is better, on one classifier only.',
-    'mel_distance': 'Mean absolute difference of log-mel spectrograms; 0 is identical.',
     'si_snr': 'Scale-invariant signal to noise ratio of the reconstruction, in dB; higher is better.',
 }
 CONTROLS = {
     'ceiling': 'The truth through the compression model: what the codec and the detector allow at best.',
+    'truth': 'The true sounds themselves, measured in the same way.',
     'wrong_video': 'Scored against other videos: what chance gives.',
     'frozen': 'The model saw a still picture: what does not come from motion.',
     'shifted': 'The model saw the video late: the sound should move with it, so this should fall.',
     'neutral_caption': 'The caption did not name the object: what comes from the picture.',
     'swapped_caption': 'The caption was that of another clip.',
 }
-SKIPPED = 'skipped_missing_weights'
+REASON = '_reason'
 
 
 @dataclasses.dataclass
@@ -43,19 +44,23 @@ class Measure:
     name: str
     value: tp.Any
     meaning: str
+    reason: str = ''  # why there is no value
     controls: dict[str, tp.Any] = dataclasses.field(default_factory=dict)
 
 
 def measures(metrics: dict[str, tp.Any]) -> list[Measure]:
     """Group the results of `evaluate`: each measure with its controls, in the order they came."""
+    reasons = {name.removesuffix(REASON): value for name, value in metrics.items() if name.endswith(REASON)}
+    metrics = {name: value for name, value in metrics.items() if not name.endswith(REASON)}
     found: dict[str, Measure] = {}
     for name, value in metrics.items():
         if _base(name, metrics) == name:
-            found[name] = Measure(name, value, MEANINGS.get(name, ''))
+            found[name] = Measure(name, value, _meaning(name), str(reasons.get(name, '')))
     for name, value in metrics.items():
         base = _base(name, metrics)
-        if base != name:
-            found[base].controls[_control(name, base)] = value
+        head, _, tail = name.rpartition('/')
+        if base != name and not (head and tail != base):
+            found[base].controls[head or tail.removeprefix(f'{base}_')] = value
     for measure in found.values():
         measure.controls = dict(sorted(measure.controls.items(), key=lambda item: _rank(item[0])))
     return list(found.values())
@@ -100,7 +105,6 @@ def _base(name: str, metrics: dict[str, tp.Any]) -> str:
     return name
 
 
-def _control(name: str, base: str) -> str:
-    head, _, tail = name.rpartition('/')
-    suffix = tail.removeprefix(base).strip('_')
-    return '/'.join(part for part in (head, suffix) if part)
+def _meaning(name: str) -> str:
+    keys = [key for key in MEANINGS if name == key or name.startswith(f'{key}_')]
+    return MEANINGS[max(keys, key=len)] if keys else ''

@@ -4,7 +4,7 @@ import shlex
 import typing as tp
 
 from .markup import Html, tag
-from .meanings import CONTROLS, SKIPPED, Measure, follows, measures, words
+from .meanings import CONTROLS, Measure, follows, measures, words
 from .results import Results, is_number
 from .table import format_value
 
@@ -83,14 +83,16 @@ def _table(metrics: dict[str, tp.Any]) -> Html:
 def _row(measure: Measure) -> Html:
     chips = [tag('span', tag('i', f'{words(name)} '), _value(value), class_='chip') for name, value in
              measure.controls.items()]
-    return tag('tr', tag('td', tag('b', words(measure.name)), tag('div', measure.meaning), class_='name'),
-               tag('td', _value(measure.value), class_='value' if is_number(measure.value) else 'value none'),
+    value = tag('td', measure.reason or _value(measure.value), class_='value' + ' none' * (measure.value is None))
+    return tag('tr', tag('td', tag('b', words(measure.name)), tag('div', measure.meaning), class_='name'), value,
                tag('td', chips))
 
 
 def _value(value: tp.Any) -> str:
-    if value is None or value == SKIPPED:
-        return 'not measured' + (' (weights missing)' if value else '')
+    if value is None:
+        return 'not measured'
+    if isinstance(value, float) and value.is_integer() and abs(value) > 1:
+        return f'{value:.0f}'  # a count
     return f'{value:.3f}' if isinstance(value, float) and 0.001 <= abs(value) < 1000 else format_value(value)
 
 
@@ -101,7 +103,8 @@ def _verdict(control: str, verdict: str, of_picture: float, of_caption: float) -
 
 def _controls(metrics: dict[str, tp.Any]) -> Html | None:
     """What the controls are, those that are there."""
-    used = [name for name in CONTROLS if any(name in key for key in metrics)]
+    names = {name for measure in measures(metrics) for name in measure.controls}
+    used = [name for name in CONTROLS if any(key.startswith(name) for key in names)]
     return tag('dl', [(tag('dt', words(name)), tag('dd', CONTROLS[name])) for name in used]) if used else None
 
 

@@ -49,7 +49,7 @@ td { border-top: 1px solid var(--line); padding: .6rem .9rem .6rem 0; vertical-a
 td.name { width: 44%; } td.name b, td.value, .chip { font-variant-numeric: tabular-nums; }
 td.value { font-size: 1.15rem; font-weight: 600; white-space: nowrap; }
 td.name div { color: var(--soft); font-size: .88rem; line-height: 1.4; }
-td.value.none { font-size: .92rem; font-weight: 400; color: var(--soft); }
+td.value.none { white-space: normal; max-width: 14rem; font-size: .92rem; font-weight: 400; color: var(--soft); }
 .chip { display: inline-block; margin: .1rem .9rem .1rem 0; font-size: .92rem; white-space: nowrap; }
 .chip i { font-style: normal; color: var(--soft); }
 dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .15rem 1rem; font-size: .9rem; }

@@ -5,16 +5,22 @@ from .fake_xp import METRICS
 
 def test_controls_stand_beside_their_measure():
     found = {measure.name: measure for measure in measures(METRICS)}
-    assert list(found) == ['flow_loss', 'onset_f1', 'kind_accuracy', 'frechet_distance', 'kl']
+    assert list(found) == ['flow_loss', 'onset_f1', 'kind_accuracy', 'fd_embedded', 'kl_embedded']
     assert found['onset_f1'].controls == {'ceiling': 0.971, 'wrong_video': 0.118, 'frozen': 0.092, 'shifted': 0.071,
                                           'swapped_caption': 0.93}
     assert found['kind_accuracy'].controls['swapped_caption/of_caption'] == 0.03
 
 
-def test_nothing_is_lost():
-    odd = {'frozen/alone': 1., 'a': 1., 'a_b': 2., 'a_b_c': 3., 'x/a_b': 4., 'unheard_of': 'text'}
+def test_odd_names_are_shown_too():
+    odd = {'frozen/alone': 1., 'a': 5., 'a_b': 2., 'a_b_c': 3., 'x/a': 4., 'unheard_of': 'text'}
     shown = [value for measure in measures(odd) for value in (measure.value, *measure.controls.values())]
     assert sorted(map(str, shown)) == sorted(map(str, odd.values()))
+
+
+def test_a_reason_belongs_to_its_measure_and_meanings_go_by_beginnings():
+    found = {measure.name: measure for measure in measures(METRICS)}
+    assert found['kl_embedded'].reason == 'no generated clip has a true one' and not found['kl_embedded'].controls
+    assert found['fd_embedded'].controls == {'n': 32.} and found['fd_embedded'].meaning.startswith('Fréchet')
 
 
 def test_what_the_sound_follows():
