@@ -110,13 +110,3 @@ def write_table(path: str | Path, rows: tp.Iterable[tp.Mapping[str, tp.Any]], co
 def caption_of(row: tp.Mapping[str, str]) -> str:
     """The text of a row: its `caption`, else its `label`, else nothing."""
     return next((row[column] for column in CAPTION_COLUMNS if column in row), '')
-
-
-def read_captions(path: str | Path) -> dict[str, str]:
-    """Read `id` and `caption` (or `label`) of a table; of repeated ids the last one counts."""
-    captions = {}
-    for line, row in iter_table(path, required=['id']):
-        if not any(column in row for column in CAPTION_COLUMNS):
-            raise UserError(f'{path}, line {line}: no column "caption" or "label"; columns: {", ".join(row)}.')
-        captions[row['id']] = caption_of(row)
-    return captions

@@ -156,10 +156,9 @@ class StoreWriter:
         slots = [entry['slot'] for entry in entries if 'slot' in entry]
         self._next_slot = max(slots, default=-1) + 1
         self._capacity = max(self._capacity, self._next_slot)
-        self._journal = Journal(self.partial, self.rank)
         self._synced = time.monotonic()
-        if not (self.partial / 'finishing').exists():
-            self._allocate()
+        if self._slots is None or self._slots.keys() - self._done:
+            self._journal = Journal(self.partial, self.rank)
         if self._done:
             logger.info('%s: going on after %d items.', self.partial, len(self._done))
 
@@ -171,7 +170,10 @@ class StoreWriter:
             logger.warning('%s needs %.1f GB, but the disk has %.1f GB left.', self.partial, needed / 1e9, free / 1e9)
 
     def _allocate(self) -> None:
-        """Give every file its full size; without blocks on disk until rows are written, where the system can."""
+        """Give every file its full size; without blocks on disk until rows are written, where the system can.
+
+        Only once there is a row to write: another process, with nothing left to do here, may be finishing the files.
+        """
         for key, spec in self.keys.items():
             if key not in self._descriptors:
                 path = self._data / f'{key}.memmap'
@@ -208,6 +210,9 @@ class StoreWriter:
             if not self._begin(id):
                 return False
             slot = self._slot(id)
+            if slot >= self._capacity or not self._descriptors:
+                self._capacity = max(self._capacity, 2 * slot + 1)
+                self._allocate()
             for key, value in values.items():
                 _write_at(self._descriptors[key], value, slot * row_bytes(self.keys[key]))
             texts = {column: '' if row.get(column) is None else str(row[column]) for column in self.columns[1:]}
@@ -234,9 +239,6 @@ class StoreWriter:
         if self._slots is not None:
             return self._slots[id]
         slot, self._next_slot = self._next_slot, self._next_slot + 1
-        if slot >= self._capacity:
-            self._capacity = 2 * self._capacity
-            self._allocate()
         return slot
 
     def _record(self, entry: dict[str, tp.Any]) -> None:
@@ -267,18 +269,30 @@ class StoreWriter:
     # -- finishing ---------------------------------------------------------------------------------------------------
 
     def finish(self) -> Store:
-        """Make the finished store from all journals, and open it. For rank 0, once all processes have closed.
+        """Make the finished store from all journals, and open it.
+
+        Rank 0 does it, once all processes have closed; the others wait for it.
 
         Raises:
             UserError: items are missing, or none was accepted.
         """
         self.close()
+        if self.rank > 0:
+            return self._wait()
         if not self.files.facts.exists():
             if not (self.partial / 'facts.json').exists():
                 self._assemble()
             self._publish()
         if (self.partial / 'plan.json').exists():
             shutil.rmtree(self.partial)
+        return Store(self.files.folder)
+
+    def _wait(self, patience: float = 3600.) -> Store:
+        start = time.monotonic()
+        while not self.files.facts.exists():
+            if time.monotonic() - start > patience:
+                raise UserError(f'{self.files.folder} is not finished yet; process 0 should have done it.')
+            time.sleep(.1)
         return Store(self.files.folder)
 
     def _assemble(self) -> None:

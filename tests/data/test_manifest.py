@@ -1,7 +1,7 @@
 import pytest
 
 from audiocraft.data.check import check_path
-from audiocraft.data.manifest import caption_of, read_captions, read_table, write_table
+from audiocraft.data.manifest import caption_of, read_table, write_table
 from audiocraft.utils.errors import UserError
 
 
@@ -52,11 +52,6 @@ def test_missing_and_binary(tmp_path):
     for name in ('bin.tsv', 'none.tsv', ''):
         with pytest.raises(UserError):
             read_table(tmp_path / name)
-
-
-def test_the_last_of_repeated_captions_counts(tmp_path):
-    (tmp_path / 'c.csv').write_text('id,caption\na,first\na,last\n')
-    assert read_captions(tmp_path / 'c.csv') == {'a': 'last'}
 
 
 def test_check(tmp_path):
