@@ -127,7 +127,7 @@ class Loop(Resumable):
         self._committed, ran = True, False
         try:
             for stage in LATER_STAGES:
-                if self.should_run_stage(stage) and self.update not in self._results.all(stage):
+                if self.should_run_stage(stage) and not self._results.is_done(stage, self.update):
                     with self.swap_best_state():
                         metrics = self.run_stage(stage, getattr(self, stage))
                     self._keep_results(stage, metrics)

@@ -47,6 +47,10 @@ class StageResults:
                 continue
         return found
 
+    def is_done(self, stage: str, update: int) -> bool:
+        """Whether a stage has its results for the epoch that ended with this update."""
+        return self.all(stage).get(update, {}).get('whole_epoch', False)
+
     def rewind(self, update: int) -> None:
         """Remove results that are later than the checkpoint from which a run goes on: it makes them again."""
         for stage in LATER_STAGES:
@@ -58,7 +62,7 @@ class StageResults:
         for stage in LATER_STAGES:
             for _, content in sorted(self.all(stage).items()):
                 epoch = content.get('epoch')
-                if isinstance(epoch, int) and 0 < epoch <= len(history) and content.get('whole_epoch', True):
+                if isinstance(epoch, int) and 0 < epoch <= len(history) and content.get('whole_epoch'):
                     history[epoch - 1][stage] = content['metrics']
 
 
@@ -73,18 +77,19 @@ class Reporter:
     Args:
         folder (Path): of the XP.
         name (str): signature of the XP, the name of the run at Weights & Biases.
-        update (int): updates done: later entries of an earlier process are dropped.
+        update (int): updates done.
+        is_past (callable): whether an entry of an earlier process came before the checkpoint; others are dropped.
         config (dict): resolved config, shown at Weights & Biases.
         tensorboard (bool): write event files to `<folder>/tensorboard`.
         wandb (bool): log to Weights & Biases; `wandb_mode` is `offline` (the files stay in `<folder>/wandb`),
             `online` or `disabled`.
     """
 
-    def __init__(self, folder: Path, name: str, *, update: int = 0, config: dict[str, tp.Any] | None = None,
-                 tensorboard: bool = False, wandb: bool = False, wandb_mode: str = 'offline',
-                 wandb_project: str = 'audiocraft') -> None:
+    def __init__(self, folder: Path, name: str, *, update: int = 0, is_past: tp.Callable[[Metrics], bool] = bool,
+                 config: dict[str, tp.Any] | None = None, tensorboard: bool = False, wandb: bool = False,
+                 wandb_mode: str = 'offline', wandb_project: str = 'audiocraft') -> None:
         self.file = MetricsFile(folder / 'metrics.jsonl')
-        self.file.rewind(update)
+        self.file.keep(is_past)
         self._tensorboard = _open_tensorboard(folder / 'tensorboard', update) if tensorboard else None
         self._wandb = _open_wandb(folder, name, wandb_mode, wandb_project, config or {}) if wandb else None
 

@@ -204,9 +204,17 @@ class Resumable(flashy.BaseSolver):
     def _open_reporter(self) -> None:
         if distrib.is_rank_zero():
             node = self.cfg.logging
-            self._reporter = Reporter(self.folder, self.xp.sig, update=self.update, config=to_plain(self.cfg),
-                                      tensorboard=node.tensorboard, wandb=node.wandb, wandb_mode=node.wandb_mode,
-                                      wandb_project=node.wandb_project)
+            self._reporter = Reporter(self.folder, self.xp.sig, update=self.update, is_past=self._is_past,
+                                      config=to_plain(self.cfg), tensorboard=node.tensorboard, wandb=node.wandb,
+                                      wandb_mode=node.wandb_mode, wandb_project=node.wandb_project)
+
+    def _is_past(self, entry: dict[str, tp.Any]) -> bool:
+        """Whether an entry of `metrics.jsonl` belongs to what the restored state has behind it."""
+        update, epoch = entry.get('update', 0), entry.get('epoch', 0)
+        if entry.get('kind') != 'stage':
+            return update <= self.update
+        done = self.history[epoch - 1] if 0 < epoch <= len(self.history) else self._pending_metrics
+        return update <= self.update and entry.get('stage') in done
 
     def _report(self, kind: str, metrics: Metrics, **facts: tp.Any) -> None:
         if self._reporter is not None:

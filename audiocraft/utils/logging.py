@@ -93,15 +93,17 @@ class MetricsFile:
         entries = []
         for line in self.path.read_text(encoding='utf-8', errors='replace').splitlines():
             try:
-                entries.append(json.loads(line))
+                entry = json.loads(line)
             except ValueError:
                 continue
+            if isinstance(entry, dict):
+                entries.append(entry)
         return entries
 
-    def rewind(self, update: int) -> None:
-        """Drop the entries of updates after this one: a resumed run writes them again."""
+    def keep(self, wanted: tp.Callable[[dict[str, tp.Any]], bool]) -> None:
+        """Keep the entries that are wanted: a resumed run writes again what came after its checkpoint."""
         if self.path.exists():
-            kept = [entry for entry in self.read() if entry.get('update', 0) <= update]
+            kept = [entry for entry in self.read() if wanted(entry)]
             write_atomic(self.path, ''.join(json.dumps(entry) + '\n' for entry in kept))
 
 
