@@ -1,20 +1,28 @@
-"""The commands there are: to add one, write `cli/<name>.py` with `parser()` and `main(args)` and a line here."""
+"""The commands there are: each is a file of this folder with `parser()` and `main(args)`."""
 
+import ast
+from pathlib import Path
+
+# Dora's own commands; `forward.py` hands them over.
 DORA_VERBS = {
     'run': 'train an XP (again: resume it), e.g. run solver=mmaudio/debug',
     'grid': 'show and schedule the XPs of a grid file, e.g. grid mmaudio.debug --dry_run --init',
-    'info': 'an XP: folder, overrides, -m last metrics, -t log, -v whole config, e.g. info -f SIG -m',
+    'info': 'the XPs there are; one of them: info -f SIG (-m last metrics, -t log, -v whole config)',
 }
+_NOT_VERBS = ('dispatch', 'forward', 'overview', 'verbs')
 
-OWN_VERBS = {
-    'sig': 'print the signature of an XP, e.g. sig solver=mmaudio/debug',
-    'make_example': 'make example videos (or audio) with known events',
-    'partition_clips': 'list the clips of long audio files in a table',
-    'extract': 'media and captions to a store: latents and features',
-    'check': 'say whether stores and tables are sound',
-    'generate': 'give sound to a video file with a trained XP',
-    'page': 'write the page of an XP again from its folder, e.g. page SIG',
-    'weights': 'external weights: list, verify, fetch',
-}
 
-VERBS = {**DORA_VERBS, **OWN_VERBS}
+def _first_line(path: Path) -> str:
+    text = ast.get_docstring(ast.parse(path.read_text(encoding='utf-8'))) or ''
+    return text.partition('\n')[0].rstrip('.')
+
+
+def own_verbs() -> dict[str, str]:
+    """The commands of our own and what they do, read from the files without importing them."""
+    files = sorted(Path(__file__).parent.glob('[!_]*.py'))
+    return {path.stem: _first_line(path) for path in files if path.stem not in _NOT_VERBS}
+
+
+def all_verbs() -> dict[str, str]:
+    """All commands."""
+    return {**DORA_VERBS, **own_verbs()}

@@ -1,0 +1,54 @@
+"""From `python -m audiocraft VERB ...` to the module of the verb; nothing heavy is imported before that is known."""
+
+import difflib
+import importlib
+import logging
+import sys
+import typing as tp
+
+from ..utils.errors import UserError
+from .overview import overview
+from .verbs import DORA_VERBS, all_verbs
+
+
+def _find_verb(word: str) -> str:
+    verb, verbs = word.replace('-', '_'), all_verbs()
+    if verb in verbs:
+        return verb
+    close = difflib.get_close_matches(verb, verbs, n=1)
+    hint = f': did you mean "{close[0]}"?' if close else '.'
+    raise UserError(f'There is no command "{word}"{hint}\nThe commands are {", ".join(verbs)}.')
+
+
+def _run(verb: str, arguments: list[str]) -> int:
+    if verb in DORA_VERBS:
+        return importlib.import_module('.forward', __package__).forward(verb, arguments)
+    module = importlib.import_module(f'.{verb}', __package__)
+    parser = module.parser()
+    parser.prog = f'python -m audiocraft {verb}'
+    args = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format='%(message)s', stream=sys.stderr)
+    return module.main(args) or 0
+
+
+def main(argv: tp.Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status; wrong use prints what to do, without a traceback."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if not argv or argv[0] in ('-h', '--help', 'help'):
+        print(overview())
+        return 0
+    if argv[0] in ('-V', '--version'):
+        from .. import __version__
+        print(__version__)
+        return 0
+    try:
+        return _run(_find_verb(argv[0]), list(argv[1:]))
+    except UserError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone (`... | head`): Python would complain once more at its end.
+        sys.stderr.close()
+        return 0
