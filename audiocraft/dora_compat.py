@@ -36,7 +36,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .environment import CONFIG_ROOT, AudioCraftEnvironment
+from .environment import CONFIG_ROOT, AudioCraftEnvironment, config_folders
 from .utils import lock, overrides
 from .utils.config import flatten, suggest
 from .utils.errors import UserError
@@ -94,6 +94,19 @@ class Main(HydraMain):
         # signatures of the process would be wrong.
         return [('.'.join(found.path), found.other_value) for found in _compare_config(init, other, [])]
 
+    def _get_config_noinit(self, overrides: list[str] = []) -> tp.Any:  # noqa: B006
+        return super()._get_config_noinit([*overrides, *searchpath()])
+
+    def _main(self) -> tp.Any:
+        # Hydra composes the config once more, from the command line.
+        added = searchpath()
+        sys.argv += added
+        try:
+            return super()._main()
+        finally:
+            for argument in added:
+                sys.argv.remove(argument)
+
     def keys(self, argv: tp.Sequence[str]) -> list[str]:
         """The dotted keys of the config with the groups that `argv` chooses."""
         chosen = tuple(argument for argument in argv if argument.split('=', 1)[0] in self._config_groups)
@@ -102,7 +115,7 @@ class Main(HydraMain):
     def init_xp(self, xp: XP) -> XP:
         """Make the XP folder. Dora writes `.argv.json` in place, so that a kill leaves half of it: here it is whole."""
         if not xp.cfg.get('solver'):
-            solvers = overrides.config_choices(CONFIG_ROOT, 'solver')
+            solvers = overrides.variants(config_folders())
             raise UserError('Choose a solver with solver=..., one of:\n  ' + '\n  '.join(solvers))
         try:
             if xp._shared_argv_cache is not None:
@@ -138,6 +151,12 @@ class Main(HydraMain):
         return slurm
 
 
+def searchpath() -> list[str]:
+    """The override that lets Hydra see the `config` of the launch folder; nothing without one."""
+    folders = [folder.as_uri() for folder in config_folders()[1:]]
+    return [f'hydra.searchpath={json.dumps(folders)}'] if folders else []
+
+
 def hydra_main(config_name: str, config_path: str, **kwargs: tp.Any) -> tp.Callable[[MainFun], Main]:
     """Dora's decorator of the same name, for our `Main`."""
     def decorate(main: MainFun) -> Main:
@@ -151,7 +170,7 @@ def _readable(main: Main, argv: tp.Sequence[str]) -> tp.Iterator[None]:
     try:
         yield
     except (HydraException, OmegaConfBaseException, AssertionError) as error:
-        message = overrides.explain(error, argv, getattr(main, '_config_groups', []), CONFIG_ROOT,
+        message = overrides.explain(error, argv, getattr(main, '_config_groups', []), config_folders(),
                                     lambda: main.keys(argv))
         raise UserError(message) from error
 

@@ -33,6 +33,20 @@ _HERE = Path(__file__).resolve().parent
 CONFIG_ROOT = next((folder for folder in (_HERE.parent / 'config', _HERE / '_config')
                     if (folder / 'teams' / 'default.yaml').exists()), _HERE / '_config')
 
+
+
+def config_folders() -> list[Path]:
+    """Where the yaml files of the config groups are: ours, then `./config` of the launch folder if it holds such groups.
+
+    A project that uses the installed package keeps its own `config/solver/mine.yaml`, `config/dset/mine.yaml` there.
+    """
+    here = Path('config').resolve()
+    groups = [path.name for path in CONFIG_ROOT.iterdir() if path.is_dir()] if CONFIG_ROOT.is_dir() else []
+    if here == CONFIG_ROOT.resolve() or not any((here / group).is_dir() for group in groups):
+        return [CONFIG_ROOT]
+    return [CONFIG_ROOT, here]
+
+
 # What can stand under a cluster in a team file.
 _FIELDS = {'dora_dir', 'reference_dir', 'partitions', 'slurm_exclude', 'dataset_mappers'}
 _VARIABLES = {'team': 'AUDIOCRAFT_TEAM', 'cluster': 'AUDIOCRAFT_CLUSTER', 'config': 'AUDIOCRAFT_CONFIG',

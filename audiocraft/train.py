@@ -6,6 +6,7 @@ Dora looks for a package with a `train` module in the current folder; from elsew
 import logging
 import sys
 import typing as tp
+from contextlib import nullcontext
 
 import torch
 from dora.xp import XP, get_xp
@@ -13,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from . import distrib, dora_compat
 from .environment import CONFIG_ROOT, AudioCraftEnvironment
+from .solvers.base import StandardSolver
 from .utils.config import allow_targets, locate
 from .utils.errors import UserError
 from .utils.lock import XPLock
@@ -60,18 +62,9 @@ def get_solver_from_sig(sig: str, override_cfg: tp.Mapping[str, tp.Any] | None =
     return get_solver_from_xp(main.get_xp_from_sig(sig), override_cfg, restore)
 
 
-def check_device(name: str) -> None:
-    """Raise `UserError` when `cfg.device` names what this machine does not have."""
-    if name not in ('auto', 'cpu') and not name.startswith('cuda'):
-        raise UserError(f'device={name}: expected auto, cpu or cuda.')
-    if name.startswith('cuda') and not torch.cuda.is_available():
-        raise UserError(f'device={name}, but CUDA is not available here: use device=auto or device=cpu.')
-
-
 def init_system(cfg: DictConfig) -> None:
-    """Seeds, device and threads of this process."""
+    """Seeds and threads of this process."""
     seed_all(cfg.seed)
-    check_device(cfg.device)
     if cfg.num_threads:
         torch.set_num_threads(cfg.num_threads)
 
@@ -95,22 +88,17 @@ def run(cfg: DictConfig) -> tp.Any:
         return solver.show()
     if cfg.execute_only:
         return solver.run_one_stage(cfg.execute_only)
-    return solver.run()
-
-
-def locked_run(cfg: DictConfig) -> tp.Any:
-    """`run`, alone in the XP folder."""
-    if cfg.show or not distrib.is_rank_zero():
-        return run(cfg)
-    with XPLock(get_xp().folder):
-        return run(cfg)
+    # A StandardSolver takes the lock itself; any other solver with a `run` is protected here.
+    alone = distrib.is_rank_zero() and not isinstance(solver, StandardSolver)
+    with XPLock(get_xp().folder) if alone else nullcontext():
+        return solver.run()
 
 
 @dora_compat.hydra_main(config_path=str(CONFIG_ROOT), config_name='config', version_base='1.3')
 def main(cfg: DictConfig) -> tp.Any:
     """Train, or run one stage of, the XP that the overrides describe."""
     try:
-        return locked_run(cfg)
+        return run(cfg)
     except UserError as error:
         logger.debug('Where it happened:', exc_info=True)
         dora_compat.print_error(error)

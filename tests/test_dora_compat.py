@@ -77,6 +77,7 @@ def main(root):
 @pytest.fixture(autouse=True)
 def use_root(root, monkeypatch):
     monkeypatch.setattr(dora_compat, 'CONFIG_ROOT', root / 'config')
+    monkeypatch.setattr(dora_compat, 'config_folders', lambda: [root / 'config'])
 
 
 ARGVS = [
@@ -116,7 +117,7 @@ def test_fast_path_composes_once_per_groups(main, monkeypatch):
     (['optim.lrr=1'], ['did you mean "optim.lr"?']),
     (['lr=1'], ['did you mean "optim.lr"?']),
     (['solver=toy/debug', 'model.dimm=1'], ['did you mean "model.dim"?']),
-    (['solver=toy/debgu'], ['did you mean "toy/debug"?', 'none, toy/debug']),
+    (['solver=toy/debgu'], ['did you mean "toy/debug"?', 'There are: toy/debug.']),
     (['model=huge'], ['There is no model "huge"', 'large, none, small']),
     (['toy/debug'], ['did you mean "solver=toy/debug"?']),
     (['foo'], ['KEY=VALUE']),

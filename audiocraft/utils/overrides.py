@@ -12,10 +12,16 @@ _UNKNOWN_KEY = re.compile(r"Could not override '([^']*)'")
 _SHOWN = 24
 
 
-def config_choices(root: Path, group: str) -> list[str]:
+def config_choices(roots: tp.Sequence[Path], group: str) -> list[str]:
     """What can be written after `group=`: the yaml files of `root/group`, as `debug` or `mmaudio/debug`."""
-    folder = root / group
-    return sorted(path.relative_to(folder).with_suffix('').as_posix() for path in folder.rglob('*.yaml'))
+    folders = [root / group for root in roots]
+    return sorted({path.relative_to(folder).with_suffix('').as_posix()
+                   for folder in folders for path in folder.rglob('*.yaml')})
+
+
+def variants(roots: tp.Sequence[Path], group: str = 'solver') -> list[str]:
+    """The choices that one would train: not the shared parts (`default`), not the empty choice (`none`)."""
+    return [name for name in config_choices(roots, group) if name.rsplit('/', 1)[-1] not in ('default', 'none')]
 
 
 def _listed(words: tp.Sequence[str]) -> str:
@@ -67,7 +73,7 @@ def not_an_override(argument: str, solvers: tp.Sequence[str]) -> str:
         f': {hint.replace(chr(34), chr(34) + "solver=", 1)}' if hint else ', for instance solver=mmaudio/debug.')
 
 
-def explain(error: Exception, argv: tp.Sequence[str], groups: tp.Sequence[str], root: Path,
+def explain(error: Exception, argv: tp.Sequence[str], groups: tp.Sequence[str], roots: tp.Sequence[Path],
             keys: tp.Callable[[], tp.Sequence[str]]) -> str:
     """Say what was wrong.
 
@@ -75,22 +81,22 @@ def explain(error: Exception, argv: tp.Sequence[str], groups: tp.Sequence[str], 
         error (Exception): what Hydra, OmegaConf or Dora raised while it read the overrides.
         argv (list of str): the overrides.
         groups (list of str): the names of the config groups.
-        root (Path): the config folder.
+        roots (list of Path): the config folders.
         keys (callable): gives the dotted keys of the config; called only when they are needed.
     """
     bad = [argument for argument in argv if '=' not in argument]
     if bad:
-        return not_an_override(bad[0], config_choices(root, 'solver'))
+        return not_an_override(bad[0], variants(roots))
     text = str(error)
     if (match := _UNKNOWN_KEY.search(text)) is not None:
         return unknown_key(match[1], [*keys(), *(group for group in groups if '/' not in group)])
     if isinstance(error, MissingConfigException):
         for argument in argv:
             group, value = argument.lstrip('+').split('=', 1)
-            if group in groups and value not in config_choices(root, group):
-                return unknown_choice(group, value, config_choices(root, group))
+            if group in groups and value not in config_choices(roots, group):
+                return unknown_choice(group, value, (variants if group == 'solver' else config_choices)(roots, group))
     if isinstance(error, OverrideParseException):
         return (f'Cannot read the override "{error.override}": {" ".join(text.split("See http")[0].split())}\n'
                 'Values with spaces or special characters need quotes for both readers: \'key="a b"\'.')
     cause = f' ({" ".join(str(error.__cause__).split())})' if error.__cause__ is not None else ''
-    return ' '.join(text.split()) + cause
+    return ' '.join(text.split('Config search path')[0].split()) + cause
