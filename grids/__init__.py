@@ -1,0 +1,1 @@
+"""Grids: files that list XPs, each with an `explorer`. `dora grid mmaudio.debug --dry_run --init`."""
