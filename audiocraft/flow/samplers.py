@@ -94,3 +94,18 @@ def adaptive(field: Field, x: torch.Tensor, start: float = 0., end: float = 1., 
         # Aim at 0.9 of what the error of order 5 allows, and change by a factor of 10 at most.
         step *= min(10., max(0.2, 0.9 * max(ratio, 1e-10) ** -0.2)) if ratio == ratio else 0.2
     raise RuntimeError(f'No solution from time {start} to {end} in {max_steps} steps; stopped at {t}.')
+
+
+def integrate(field: Field, x: torch.Tensor, *, method: str = 'euler', steps: int = 25, start: float = 0.,
+              end: float = 1.) -> torch.Tensor:
+    """Follow a field from time `start` to `end` by the method of that name, with evenly spaced steps if it takes any.
+
+    Raises:
+        ValueError: for a method other than euler, midpoint and adaptive.
+    """
+    if method == 'adaptive':
+        return adaptive(field, x, start, end)
+    fixed = {'euler': euler, 'midpoint': midpoint}
+    if method not in fixed:
+        raise ValueError(f'sampling method {method} is not known: expected euler, midpoint or adaptive')
+    return fixed[method](field, x, times(steps, start, end))

@@ -1,0 +1,198 @@
+"""The evaluate and generate loops of every solver that turns conditions into audio."""
+
+import dataclasses
+import typing as tp
+from pathlib import Path
+
+import torch
+
+from ..data.samples import Clip, SampleWriter, read_clip
+from ..data.store_dataset import Batch
+from ..features.controls import Conditions, Control
+from ..features.online import OnlineFeatures
+from ..metrics.base import Metric
+from ..models.loaders import load_model
+from ..pages import plots
+from ..pages.samples import write_page
+from ..utils.config import build
+from ..utils.errors import UserError
+from . import base
+
+Clips = list[Clip]
+
+
+class GenerationSolver(base.StandardSolver):
+    """A task adds what is a batch, what is the loss, and `generate_audio`.
+
+    `evaluate` scores what the model generates for the clips of `dset.evaluate`, beside the controls of
+    `evaluate.controls` (changed input, same model) and the ceiling (the truth through the codec). It names no metric.
+    """
+
+    def generate_audio(self, batch: Batch) -> torch.Tensor:
+        """Audio `[B, C, T]` at `self.codec.sample_rate` for the conditions of `batch`."""
+        raise NotImplementedError(f'{type(self).__name__} has no generate_audio(batch)')
+
+    @property
+    def facts(self) -> dict:
+        """The facts of the store whose conditions and latents this solver reads."""
+        raise NotImplementedError(f'{type(self).__name__} has no facts')
+
+    # -- what only these stages need, loaded when first asked for ---------------------------------------------------
+
+    @property
+    def codec(self):
+        """The compression model that made the latents, frozen."""
+        if not hasattr(self, '_codec'):
+            self._codec = load_model(self.cfg.codec or self.facts['codec'], device=self.device).eval()
+        return self._codec
+
+    @property
+    def online(self) -> OnlineFeatures:
+        """The extractors that made the store, for pictures and words that are not in it."""
+        if not hasattr(self, '_online'):
+            self._online = OnlineFeatures(self.facts, device=self.device)
+        return self._online
+
+    @property
+    def duration(self) -> float:
+        return float(self.facts['duration'])
+
+    # -- evaluate ---------------------------------------------------------------------------------------------------
+
+    def evaluate(self) -> dict[str, tp.Any]:
+        """Losses and metrics on `dset.evaluate`; the same metrics under each control; the ceiling of the codec."""
+        results = dict(self.common_train_valid('evaluate'))
+        metrics = self.build_metrics()
+        if not metrics:
+            return results
+        batches = list(self.batches('evaluate'))
+        references = self.references('evaluate', [i for batch in batches for i in batch.ids])
+        generated = self.generated_clips(batches)
+        results |= score(metrics, generated, references)
+        controls = {name: metrics[name] for name in self.cfg.evaluate.control_metrics if name in metrics}
+        if any(references) and controls:
+            results |= prefixed('ceiling', score(controls, self.reconstructions(references), references))
+            for name, node in self.cfg.evaluate.controls.items():
+                results |= self.run_control(name, build(node), batches, references, controls)
+        self.write_page()
+        return results
+
+    def run_control(self, name: str, control: Control, batches: list[Batch], references: list[Clip | None],
+                    metrics: dict[str, Metric]) -> dict[str, tp.Any]:
+        """Scores of what is generated from changed pictures or words, against the truth of the pictures.
+
+        Where words came from another clip, the scores against the clip of the words come too (`.../of_caption`).
+        """
+        items = control([self.conditions('evaluate', i, c) for b in batches for i, c in zip(b.ids, b.captions)])
+        changed, start = [], 0
+        for batch in batches:
+            changed.append(self.online.replace(batch, items[start:start + len(batch)]))
+            start += len(batch)
+        generated = self.generated_clips(changed)
+        results = score(metrics, generated, references)
+        if all(x.caption_of not in ('', x.id) for x in items):
+            by_id = {clip.id: clip for clip in references if clip is not None}
+            results |= prefixed('of_caption', score(metrics, generated, [by_id.get(x.caption_of) for x in items]))
+        return prefixed(name, results)
+
+    def build_metrics(self) -> dict[str, Metric]:
+        metrics = {name: build(node) for name, node in (self.cfg.evaluate.metrics or {}).items() if node}
+        fitted = [metric for metric in metrics.values() if metric.fitted]
+        if fitted:
+            clips = self.training_clips(self.cfg.evaluate.fit_clips)
+            for metric in fitted:
+                metric.prepare(clips)
+        return metrics
+
+    # -- generate ---------------------------------------------------------------------------------------------------
+
+    def generate(self) -> dict[str, float]:
+        """Sound for the clips of `dset.generate`: wav, mp4 where there is a video, spectrogram, JSON; then the page."""
+        batches = list(self.batches('generate'))
+        references = self.references('generate', [i for batch in batches for i in batch.ids])
+        writer = SampleWriter(self.folder / 'generate' / str(self.update))
+        clips = self.generated_clips(batches)
+        for clip, reference in zip(clips, references):
+            written = writer.add(clip, reference=reference, seed=self.cfg.seed, checkpoint=self.checkpoint_name,
+                                 update=self.update)
+            plots.spectrogram_png(clip.audio, clip.sample_rate, written.with_suffix('.png'),
+                                  events=reference.events if reference else None)
+        self.write_page()
+        return {'clips': float(len(clips))}
+
+    def write_page(self) -> Path:
+        page = write_page(self.folder, signature=self.xp.sig, delta=list(self.xp.argv))
+        self.logger.info('Page: %s', page)
+        return page
+
+    # -- clips ------------------------------------------------------------------------------------------------------
+
+    def batches(self, stage: str) -> tp.Iterator[Batch]:
+        """The batches of a stage, on the host and safe to keep (the loader reuses its buffers)."""
+        for batch in self.dataloaders[stage]:
+            yield batch.clone()
+
+    def generated_clips(self, batches: list[Batch]) -> Clips:
+        clips: Clips = []
+        for batch in batches:
+            with torch.no_grad(), self.autocast():
+                wav = self.generate_audio(batch.to(self.device)).float().cpu()
+            clips += [Clip(id=i, audio=x, sample_rate=self.codec.sample_rate, caption=c)
+                      for i, c, x in zip(batch.ids, batch.captions, wav)]
+        return clips
+
+    def references(self, stage: str, ids: list[str]) -> list[Clip | None]:
+        """The true clips of `dset.<stage>.media`, None where there is none."""
+        media = self.media(stage)
+        if media is None:
+            return [None] * len(ids)
+        return [read_clip(media, i, self.codec.sample_rate, self.duration) for i in ids]
+
+    def reconstructions(self, references: list[Clip | None]) -> Clips:
+        """The truth, encoded and decoded: no generated sound can be expected to score above it."""
+        clips = [clip for clip in references if clip is not None]
+        out: Clips = []
+        for clip in clips:
+            wav = clip.audio[None].to(self.device)
+            decoded = self.codec.decode(self.codec.encode(wav).mean, num_samples=wav.shape[-1])
+            out.append(dataclasses.replace(clip, audio=decoded[0].cpu()))
+        return out
+
+    def training_clips(self, limit: int) -> Clips:
+        media = self.media('train')
+        if media is None:
+            return []
+        clips = (read_clip(media, i, self.codec.sample_rate, self.duration) for i in self.train_ids()[:limit])
+        return [clip for clip in clips if clip is not None]
+
+    def train_ids(self) -> list[str]:
+        raise NotImplementedError(f'{type(self).__name__} has no train_ids()')
+
+    def conditions(self, stage: str, clip_id: str, caption: str) -> Conditions:
+        media = self.media(stage)
+        video = self.online.find(media, clip_id) if media else None
+        return Conditions(id=clip_id, video=video, caption=caption, caption_of=clip_id)
+
+    def media(self, stage: str) -> Path | None:
+        """The folder of the media of a stage, if the data set names one."""
+        node = self.cfg.dset.get(stage)
+        if not node or not node.get('media'):
+            return None
+        folder = Path(node['media'])
+        if not folder.is_dir():
+            raise UserError(f'dset.{stage}.media: no folder {folder} (relative paths start at the launch folder)')
+        return folder
+
+
+def score(metrics: dict[str, Metric], generated: Clips, references: list[Clip | None]) -> dict[str, tp.Any]:
+    """Each metric's results over all clips; names come from the metrics."""
+    results: dict[str, tp.Any] = {}
+    for metric in metrics.values():
+        metric.reset()
+        metric.update(generated, references)
+        results |= metric.compute()
+    return results
+
+
+def prefixed(prefix: str, results: dict[str, tp.Any]) -> dict[str, tp.Any]:
+    return {f'{prefix}/{key}': value for key, value in results.items()}
