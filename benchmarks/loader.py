@@ -5,7 +5,8 @@
     python benchmarks/loader.py --store PATH    # your own store
 
 Rounds are interleaved and the best of each counts, because what else runs on a machine only ever slows things down.
-torch uses one thread for what it does in the DataLoader: with more, its collating was slower still on shared cores.
+The plain DataLoader without workers collates in the main process, with as many threads as torch takes by default; on
+shared cores one thread is faster, so that is measured, too. (Workers have one thread each in any case.)
 The pages of the files are in memory after the first touch: this is not the speed of a disk.
 """
 import argparse
@@ -31,6 +32,8 @@ from audiocraft.data.store_writer import StoreWriter  # noqa: E402
 
 SHAPES = {'mean': (250, 20), 'std': (250, 20), 'clip_features': (64, 1024), 'sync_features': (192, 768),
           'text_features': (77, 1024)}  # an item of MMAudio at 16 kHz: 1.2 MB
+
+DEFAULT_THREADS = torch.get_num_threads()
 
 
 class Items(Dataset):
@@ -82,8 +85,9 @@ def ours(store: Store, batch_size: int, **options: tp.Any) -> tp.Iterator[int]:
     return (len(batch) for batch in loader.iterate())
 
 
-def plain(store: Store, batch_size: int, workers: int) -> tp.Iterator[int]:
+def plain(store: Store, batch_size: int, workers: int, torch_threads: int = DEFAULT_THREADS) -> tp.Iterator[int]:
     """Batches of a DataLoader over items."""
+    torch.set_num_threads(torch_threads)
     loader = DataLoader(Items(store), batch_size, shuffle=True, drop_last=True, num_workers=workers,
                         persistent_workers=workers > 0)
     while True:
@@ -109,6 +113,7 @@ def measure(store: Store, batch_size: int, rounds: int, seconds: float) -> dict[
         'StoreLoader, 2 threads': lambda: ours(store, size, threads=2),
         'StoreLoader, 1 thread, finite check': lambda: ours(store, size, threads=1, check_finite=True),
         'DataLoader, 0 workers': lambda: plain(store, size, 0),
+        'DataLoader, 0 workers, 1 thread': lambda: plain(store, size, 0, 1),
         'DataLoader, 2 workers': lambda: plain(store, size, 2)}
     best = dict.fromkeys(ways, 0.)
     for name, way in [*ways.items()] * rounds:
@@ -138,7 +143,6 @@ def main() -> None:
     parser.add_argument('--seconds', type=float, default=.8, help='length of one measurement')
     parser.add_argument('--busy', action='store_true', help='measure while another process holds a core')
     args = parser.parse_args()
-    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         store = Store(args.store) if args.store else make_store(Path(folder) / 'synthetic', args.items)
         per_item = store.nbytes / len(store)

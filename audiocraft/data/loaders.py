@@ -22,6 +22,7 @@ from .store_dataset import Batch
 logger = logging.getLogger(__name__)
 
 HELD = 2  # batches whose buffers the consumer may still be reading
+CACHED = 1 << 19  # bytes that are copied and then looked at, before they leave the cache
 Raw = dict[str, np.ndarray]  # key -> bytes [rows, bytes of a row]
 
 
@@ -157,32 +158,37 @@ class StoreLoader:
         places = [self.mixture.locate(row) for row in self.sampler.batch(number)]
         try:
             self._announce(places)
-            batch = self._read(places, buffers)
-            if self.check_finite:
-                self._refuse_non_finite(batch, places)
+            return self._read(places, buffers)
         except UserError:
             raise
         except Exception as error:
             names = ', '.join(str(store.files.folder) for store in {id(s): s for s, _ in places}.values())
             raise RuntimeError(f'Reading batch {number} of {names} failed: {error}') from error
-        return batch
 
     def _read(self, places: list[tuple[Store, int]], buffers: _Buffers) -> Batch:
         tensors, rows = {}, {}
         for key in self.mixture.keys:
             having = [position for position, (store, _) in enumerate(places) if key in store.keys]
-            self._copy(key, [places[position] for position in having], buffers.raw[key])
             tensors[key] = buffers.tensors[key][:len(having)]
+            self._fill(key, [places[position] for position in having], tensors[key], buffers.raw[key])
             if len(having) < len(places):
                 rows[key] = torch.tensor(having, dtype=torch.int64)
         ids = [store.ids[row] for store, row in places]
         captions = [store.captions[row] for store, row in places]
         return Batch(ids, captions, tensors, rows, buffers.copies)
 
+    def _fill(self, key: str, places: list[tuple[Store, int]], tensor: torch.Tensor, raw: np.ndarray) -> None:
+        """Copy rows, and look at them while they are in the cache of the processor."""
+        step = max(1, CACHED // raw.shape[1]) if self.check_finite else max(1, len(places))
+        finite = True
+        for start in range(0, len(places), step):
+            self._copy(key, places[start:start + step], raw[start:start + step])
+            finite = finite and (not self.check_finite or _all_finite(tensor[start:start + step]))
+        if not finite:
+            _refuse(key, places, tensor)
+
     def _copy(self, key: str, places: list[tuple[Store, int]], out: np.ndarray) -> None:
         """Copy rows: at once when they are of one store, else one by one."""
-        if not places:
-            return
         first = places[0][0]
         if all(store is first for store, _ in places):
             rows = np.array([row for _, row in places], dtype=np.int64)
@@ -202,15 +208,11 @@ class StoreLoader:
             for key in self._views[id(store)]:
                 self._asker.ask(store, key, [row])
 
-    def _refuse_non_finite(self, batch: Batch, places: list[tuple[Store, int]]) -> None:
-        for key, tensor in batch.tensors.items():
-            if _all_finite(tensor):
-                continue
-            bad = (~tensor.reshape(len(tensor), -1).isfinite().all(1)).nonzero().flatten().tolist()
-            positions = batch.rows[key].tolist() if key in batch.rows else range(len(batch))
-            named = [f'{places[positions[i]][0].files.memmap(key)}: row {places[positions[i]][1]} '
-                     f'(id "{batch.ids[positions[i]]}")' for i in bad]
-            raise UserError(f'"{key}" is not finite in {len(named)} items of a batch:\n  ' + '\n  '.join(named))
+
+def _refuse(key: str, places: list[tuple[Store, int]], tensor: torch.Tensor) -> tp.NoReturn:
+    bad = (~tensor.reshape(len(tensor), -1).isfinite().all(1)).nonzero().flatten().tolist()
+    named = [f'{store.files.memmap(key)}: row {row} (id "{store.ids[row]}")' for store, row in (places[i] for i in bad)]
+    raise UserError(f'"{key}" is not finite in {len(named)} items of a batch:\n  ' + '\n  '.join(named))
 
 
 def _all_finite(tensor: torch.Tensor) -> bool:
