@@ -37,3 +37,19 @@ def own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
     monkeypatch.setenv('AUDIOCRAFT_DORA_DIR', str(tmp_path_factory.mktemp('dora')))
     from audiocraft.environment import AudioCraftEnvironment
     AudioCraftEnvironment.reset()
+
+
+# Reasons for a skip that are fine on the machine that checks everything.
+_FINE = ('GPU', 'CUDA')
+
+
+def pytest_terminal_summary(terminalreporter: tp.Any, exitstatus: int, config: pytest.Config) -> None:
+    """With AUDIOCRAFT_CI=1 a test that is skipped because something is missing counts as failed."""
+    if not os.environ.get('AUDIOCRAFT_CI'):
+        return
+    reasons = [str(report.longrepr[2]) for report in terminalreporter.stats.get('skipped', [])
+               if isinstance(report.longrepr, tuple)]
+    missing = sorted({reason for reason in reasons if not any(word in reason for word in _FINE)})
+    if missing:
+        terminalreporter.write_line('failed, since these tests were skipped: ' + '; '.join(missing), red=True)
+        terminalreporter._session.exitstatus = pytest.ExitCode.TESTS_FAILED
