@@ -242,15 +242,22 @@ def _check_commit(path: Path) -> int:
         file = path / name
         if not file.is_file():
             raise Damaged(f'{file}: missing')
-        if file.stat().st_size != facts['size']:
-            raise Damaged(f'{file}: {file.stat().st_size} bytes, {facts["size"]} were written')
-        if sha256_of(file) != facts['sha256']:
+        try:
+            size, digest = file.stat().st_size, sha256_of(file)
+        except OSError as error:
+            raise Damaged(f'{file}: {error}') from error
+        if size != facts['size']:
+            raise Damaged(f'{file}: {size} bytes, {facts["size"]} were written')
+        if digest != facts['sha256']:
             raise Damaged(f'{file}: its content changed since it was written (sha256)')
     return update
 
 
 def _load_pt(path: Path) -> tp.Any:
-    return torch.load(path, map_location='cpu', weights_only=True)
+    try:
+        return torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as error:  # what torch raises for a damaged or hostile file is of many kinds
+        raise Damaged(f'{path}: unreadable ({str(error).splitlines()[0]})') from error
 
 
 def read_checkpoint(path: str | Path, names: tp.Collection[str] | None = None) -> Checkpoint:

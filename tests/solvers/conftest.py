@@ -22,7 +22,7 @@ from audiocraft.solvers import base
 QUICK = ['device=cpu', 'optim.epochs=3', 'optim.updates_per_epoch=5', 'optim.lr=0.01', 'logging.log_updates=2']
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _composed(overrides: tuple[str, ...]) -> DictConfig:
     with initialize_config_dir(str(CONFIG_ROOT), version_base='1.3'):
         return compose('config', [*QUICK, *overrides])

@@ -221,7 +221,7 @@ def test_unknown_best_metric_is_named(toy):
         def best_metric(self):
             return 'los'
 
-    with pytest.raises(UserError, match=r'"los", which valid does not return: it has loss, duration. did you mean "loss'):
+    with pytest.raises(UserError, match='which valid does not return: it has loss, duration. did you mean "loss'):
         toy(solver=Misspelled).run()
 
 

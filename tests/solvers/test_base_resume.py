@@ -147,7 +147,8 @@ def test_a_stop_saves_the_very_update(toy):
     assert last.state['progress']['done'] == 3 and last.state['objects']['counter'] == 8
 
 
-OPERATIONS = ['write_tensors', 'fsync_file', 'sha256_of', 'write_atomic', '_publish', '_remove', '_clean', '_delete_old']
+OPERATIONS = ['write_tensors', 'fsync_file', 'sha256_of', 'write_atomic', '_publish', '_remove', '_clean',
+              '_delete_old']
 
 
 @pytest.mark.parametrize('operation', OPERATIONS)
