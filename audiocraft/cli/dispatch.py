@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import logging
+import os
 import sys
 import typing as tp
 
@@ -31,9 +32,7 @@ def _run(verb: str, arguments: list[str]) -> int:
     return module.main(args) or 0
 
 
-def main(argv: tp.Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status; wrong use prints what to do, without a traceback."""
-    argv = sys.argv[1:] if argv is None else list(argv)
+def _dispatch(argv: list[str]) -> int:
     if not argv or argv[0] in ('-h', '--help', 'help'):
         print(overview())
         return 0
@@ -41,14 +40,21 @@ def main(argv: tp.Sequence[str] | None = None) -> int:
         from .. import __version__
         print(__version__)
         return 0
+    return _run(_find_verb(argv[0]), argv[1:])
+
+
+def main(argv: tp.Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status; wrong use prints what to do, without a traceback."""
     try:
-        return _run(_find_verb(argv[0]), list(argv[1:]))
+        status = _dispatch(sys.argv[1:] if argv is None else list(argv))
+        sys.stdout.flush()
+        return status
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader of our output has gone (`... | head`): Python would complain once more at its end.
-        sys.stderr.close()
+        # The reader of our output has gone (`... | head`); Python would complain when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
