@@ -31,7 +31,8 @@ def frechet_distance(mean_a: torch.Tensor, cov_a: torch.Tensor, mean_b: torch.Te
     root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
     product = root @ cov_b @ root
     cross = torch.linalg.eigvalsh((product + product.T) / 2).clamp_min(0).sqrt().sum()
-    return float((mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross)
+    value = float((mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross)
+    return max(value, 0.)  # below zero there is only rounding
 
 
 class FrechetDistance(Metric):

@@ -63,11 +63,13 @@ class KindClassifier:
     Args:
         features: clip to features `[D]`. Default: `OnsetTimbre`.
         decay (float): L2 penalty of the weights, which also keeps the probabilities from 0 and 1.
+        steps (int): of the optimization.
     """
 
-    def __init__(self, *, features: tp.Callable[[Clip], torch.Tensor] | None = None, decay: float = 0.01):
+    def __init__(self, *, features: tp.Callable[[Clip], torch.Tensor] | None = None, decay: float = 0.01,
+                 steps: int = 400):
         self.features = OnsetTimbre() if features is None else features
-        self.decay = decay
+        self.decay, self.steps = decay, steps
         self.kinds: list[str] = []
 
     def fit(self, clips: tp.Sequence[Clip]) -> 'KindClassifier':
@@ -84,19 +86,18 @@ class KindClassifier:
         return self
 
     def _solve(self, features: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        weight = torch.zeros(features.shape[1], len(self.kinds), dtype=torch.float64, requires_grad=True)
-        bias = torch.zeros(len(self.kinds), dtype=torch.float64, requires_grad=True)
-        optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, history_size=10, line_search_fn='strong_wolfe')
-
-        def closure() -> torch.Tensor:
-            optimizer.zero_grad()
-            loss = F.cross_entropy(features @ weight + bias, labels) + self.decay * weight.square().sum()
-            loss.backward()
-            return loss
-
-        with torch.enable_grad():
-            optimizer.step(closure)  # type: ignore[arg-type]
-        return weight.detach(), bias.detach()
+        """Weights `[D, K]` and bias `[K]` by Nesterov's accelerated gradient; the problem is convex."""
+        inputs = F.pad(features, (0, 1), value=1.)
+        penalty = torch.full((inputs.shape[1], 1), 2 * self.decay, dtype=torch.float64)
+        penalty[-1] = 0.
+        target = F.one_hot(labels, len(self.kinds)).double()
+        smoothness = torch.linalg.matrix_norm(inputs, 2) ** 2 / (2 * len(inputs)) + 2 * self.decay
+        solution = previous = torch.zeros(inputs.shape[1], len(self.kinds), dtype=torch.float64)
+        for step in range(self.steps):
+            ahead = solution + step / (step + 3) * (solution - previous)
+            gradient = inputs.T @ ((inputs @ ahead).softmax(1) - target) / len(inputs) + penalty * ahead
+            previous, solution = solution, ahead - gradient / smoothness
+        return solution[:-1], solution[-1]
 
     @property
     def missing(self) -> str:
