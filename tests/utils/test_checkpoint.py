@@ -155,6 +155,7 @@ def test_a_pickle_is_not_run(tmp_path, monkeypatch):
 
     path = save(tmp_path, 1)
     torch.save({'x': Evil()}, path / 'state.pt')
+    (path / 'COMMIT').unlink()
     checkpoint._commit(path, 1)
     with pytest.raises(UserError, match='state.pt: unreadable'):
         read_checkpoint(path)
