@@ -24,6 +24,12 @@ MEANINGS = {
     'kid': 'Kernel distance of generated to true sounds in the features of an extractor; 0 is the same distribution.',
     'kl': 'Kullback-Leibler divergence between what a classifier hears in the truth and in the generated; 0 is equal.',
     'isc': 'Inception score: confident and varied classes; higher is better, on one classifier only.',
+    'mel_distance': 'Mean absolute difference of log-mel spectrograms; 0 is identical.',
+    'log_spectral_distance': 'Distance of the spectra of reconstruction and truth, in dB; 0 is identical.',
+    'l1': 'Mean absolute error of the reconstructed spectrogram, the first part of the loss.',
+    'penalty': 'What keeps the latents near a normal distribution, the second part of the loss.',
+    'latent_std': 'Spread of the latents; about 1 is easiest for the models that follow.',
+    'posterior_std': 'What the encoder says of its own uncertainty, on average.',
     'si_snr': 'Scale-invariant signal to noise ratio of the reconstruction, in dB; higher is better.',
 }
 CONTROLS = {

@@ -35,6 +35,8 @@ COLOURS = ['#3b82c4', '#d9822b', '#3a9d6b', '#b4559b', '#c0504d', '#7d70d3', '#8
 # What each panel of the curves shows; the order of the panels.
 PANELS = {'loss': 'Losses', 'scores': 'Scores when evaluated, 0 to 1', 'distances': 'Other measures when evaluated'}
 MAX_LINES = 8
+# In the name of a measure that has no upper end, though its values may happen to lie below 1.
+UNBOUNDED = ('distance', 'fd_', 'kid_', 'kl_', 'isc_')
 
 _told: set[str] = set()
 
@@ -130,16 +132,22 @@ Lines = dict[str, list[tuple[int, float]]]
 
 
 def curves(history: list[dict[str, tp.Any]]) -> dict[str, Lines]:
-    """Points `(epoch, value)` of every line of every panel that has any; controls (`frozen/onset_f1`) are left out."""
+    """Points `(epoch, value)` of every line of every panel that has any.
+
+    Controls (`frozen/onset_f1`, `onset_f1_wrong_video`) and what `valid` reports too (the parts of a loss) are left out
+    of what is shown of `evaluate`.
+    """
     found: dict[str, Lines] = {name: {} for name in PANELS}
     for epoch, entry in enumerate(history, 1):
         for stage, metrics in entry.items():
             if isinstance(metrics, dict):
                 for name, value in metrics.items():
-                    _add_point(found, stage, name, epoch, value)
-    shown = {k: v for k, v in found['distances'].items() if not _between_0_and_1(v)}
-    found['scores'] = {k: v for k, v in found['distances'].items() if k not in shown}
-    found['distances'] = shown
+                    if not any(name.startswith(f'{other}_') for other in metrics):
+                        _add_point(found, stage, name, epoch, value)
+    trained = {name for entry in history for name in (entry.get('valid') or {})}
+    measured = {name: points for name, points in found['distances'].items() if name not in trained}
+    found['scores'] = {name: points for name, points in measured.items() if _is_score(name, points)}
+    found['distances'] = {name: points for name, points in measured.items() if name not in found['scores']}
     return {name: dict(list(lines.items())[:MAX_LINES]) for name, lines in found.items() if lines}
 
 
@@ -154,8 +162,8 @@ def _add_point(found: dict[str, Lines], stage: str, name: str, epoch: int, value
         found['distances'].setdefault(name, []).append((epoch, float(value)))
 
 
-def _between_0_and_1(points: list[tuple[int, float]]) -> bool:
-    return all(0 <= value <= 1 for _, value in points)
+def _is_score(name: str, points: list[tuple[int, float]]) -> bool:
+    return all(0 <= value <= 1 for _, value in points) and not any(part in f'{name}_' for part in UNBOUNDED)
 
 
 def _draw(plot: tp.Any, name: str, lines: Lines) -> None:
@@ -168,6 +176,8 @@ def _draw(plot: tp.Any, name: str, lines: Lines) -> None:
         plot.set_ylim(-0.03, 1.03)
     elif min(every) > 0 and max(every) > 20 * min(every):
         plot.set_yscale('log')
+    last = max(epoch for points in lines.values() for epoch, _ in points)
+    plot.set_xlim(0.5 if last < 10 else 0, last + 0.5)
     _style(plot, PANELS[name])
     plot.grid(True, color=INK, alpha=0.22, linewidth=0.7)
     plot.set_xlabel('epoch', color=INK)

@@ -113,7 +113,7 @@ def find_folder(target: str) -> Path:
     path = Path(target)
     if not path.is_dir():
         try:
-            path = folder_of_signature(target.removeprefix('//sig/').strip('/'))
+            path = folder_of_signature(target.removeprefix('//sig/').rstrip('/'))
         except UserError as error:
             raise UserError(f'{target} is neither a folder nor the signature of an XP: {error}') from None
     if not any((path / name).exists() for name in ('history.json', '.argv.json', '.hydra', 'generate', 'evaluate')):

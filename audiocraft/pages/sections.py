@@ -93,7 +93,8 @@ def _value(value: tp.Any) -> str:
         return 'not measured'
     if isinstance(value, float) and value.is_integer() and abs(value) > 1:
         return f'{value:.0f}'  # a count
-    return f'{value:.3f}' if isinstance(value, float) and 0.001 <= abs(value) < 1000 else format_value(value)
+    plain = isinstance(value, float) and (value == 0 or 0.001 <= abs(value) < 1000)
+    return f'{value:.3f}' if plain else format_value(value)
 
 
 def _verdict(control: str, verdict: str, of_picture: float, of_caption: float) -> Html:
@@ -119,6 +120,7 @@ def reproduce(results: Results, signature: str) -> Html:
     delta = tag('pre', tag('code', '\n'.join(results.overrides))) if results.overrides else tag(
         'p', 'None: the base configuration.')
     return section('configuration',
-                   tag('p', 'What differs from the base, and makes the signature ', tag('code', signature), ':'), delta,
+                   tag('p', 'What was changed of the base; what of it changes the result makes the signature ',
+                       tag('code', signature), ':'), delta,
                    tag('p', 'How to run it again:'), tag('pre', tag('code', '\n'.join(commands))),
                    config if results.config else None)

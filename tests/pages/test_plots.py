@@ -38,11 +38,13 @@ def test_an_event_shows_in_the_picture(tmp_path):
 
 def test_curves_are_sorted_into_panels():
     history = [{'train': {'loss': 3., 'lr': 1.}, 'valid': {'loss': math.nan}},
-               {'train': {'loss': 2.}, 'valid': {'loss': 2.5},
-                'evaluate': {'onset_f1': 0.5, 'frozen/onset_f1': 0.1, 'fad': 7., 'kl': None, 'flow_loss': 1.}}]
+               {'train': {'loss': 2.}, 'valid': {'loss': 2.5, 'l1': 0.1},
+                'evaluate': {'l1': 0.1, 'mel_distance': 0.3,
+                             'onset_f1': 0.5, 'frozen/onset_f1': 0.1, 'onset_f1_wrong_video': 0.1, 'fad': 7.,
+                             'fad_n': 9., 'kl': None, 'flow_loss': 1.}}]
     assert plots.curves(history) == {
         'loss': {'train': [(1, 3.), (2, 2.)], 'valid': [(2, 2.5)], 'evaluate flow_loss': [(2, 1.)]},
-        'scores': {'onset_f1': [(2, 0.5)]}, 'distances': {'fad': [(2, 7.)]}}
+        'scores': {'onset_f1': [(2, 0.5)]}, 'distances': {'mel_distance': [(2, 0.3)], 'fad': [(2, 7.)]}}
 
 
 def test_curves_png(tmp_path):
