@@ -29,7 +29,8 @@ def check_path(path: str | Path, deep: bool = False) -> list[str]:
     if path.is_dir():
         return _check_folder(path, deep)
     if not path.exists():
-        return [f'{path}: there is no such file or folder.']
+        begun = path.with_name(f'{path.name}.partial').exists()
+        return [f'{path}: there is no such file or folder{", its writing has not finished" if begun else ""}.']
     if path.name.endswith(LINE_SUFFIXES):
         return check_lines(path)
     if path.suffix.lower() in TABLE_SUFFIXES:
