@@ -86,6 +86,11 @@ def _check_history(fixture: Fixture, report: Report, correction: bool) -> None:
 def _check_synthesis(fixture: Fixture, report: Report, ema: optim.PostHocEMA) -> None:
     files = [f'{snapshot["index"]}.{snapshot["step"]}.pt' for snapshot in ema.snapshots]
     report.equal('snapshots', sorted(files), sorted(fixture.json['files']))
+    shapes = {key: list(tensor.shape) for key, tensor in ema.averaged()['model'].items()}
+    for part in ('ckpt_keys', 'posthoc_state_dict_keys'):
+        for name, recorded in fixture.json[part].items():
+            if 'ema_model.' in name:
+                report.equal(f'{part}.{name}', shapes.get(name.rpartition('ema_model.')[2]), recorded)
     order = [tuple(map(int, name.split('.')[:2])) for name in fixture.json['synth_order']]
     steps, gammas = [step for _, step in order], [ema.gammas[index] for index, _ in order]
     for name, expected in fixture.json['synth'].items():
