@@ -42,4 +42,5 @@ class SelfAttention(nn.Module):
 
 def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """Attend, and put the heads side by side: three times `[B, H, T, D / H]` to `[B, T, D]`."""
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    # The fast kernels want neighboring channels side by side, which fresh values are not.
+    return F.scaled_dot_product_attention(q, k, v.contiguous()).transpose(1, 2).flatten(2)

@@ -18,11 +18,14 @@ def seeded():
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize('kernel_size', [1, 3, 7])
-def test_conv_is_conv1d_of_the_transpose(kernel_size):
-    conv, x = ChannelLastConv1d(6, 4, kernel_size, padding=kernel_size // 2), torch.randn(2, 9, 6)
-    expected = torch.nn.functional.conv1d(x.mT, conv.weight, conv.bias, padding=kernel_size // 2).mT
-    assert torch.equal(conv(x), expected) and conv.weight.shape == (4, 6, kernel_size)
+@pytest.mark.parametrize('length', [9, 80])
+@pytest.mark.parametrize('options', [
+    dict(kernel_size=1), dict(kernel_size=7, padding=3), dict(kernel_size=3, stride=2, dilation=2, groups=2),
+    dict(kernel_size=3, padding='same', bias=False)])
+def test_conv_is_conv1d_of_the_transpose(length, options):
+    conv, x = ChannelLastConv1d(6, 4, **options), torch.randn(2, length, 6)
+    expected = torch.nn.Conv1d.forward(conv, x.mT).mT
+    torch.testing.assert_close(conv(x), expected)
 
 
 def test_upsample_takes_the_nearest():
@@ -55,6 +58,13 @@ def test_rotation_depends_on_distance_only():
     scores = (rotate(q, rot) @ rotate(k, rot).mT)[0, 0]
     torch.testing.assert_close(scores.diagonal(3), scores[0, 3].expand(17), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(rotate(q, rot).norm(dim=-1), q.norm(dim=-1))
+
+
+def test_rotation_for_the_compiler(monkeypatch):
+    x, rot = torch.randn(2, 3, 5, 8), rotations(5, 8)
+    expected = rotate(x, rot)
+    monkeypatch.setattr(torch.compiler, 'is_compiling', lambda: True)
+    torch.testing.assert_close(rotate(x, rot), expected)
 
 
 def test_scaled_rotations_share_a_time_axis():
