@@ -1,107 +1,71 @@
-"""Give sound to a video file with a trained XP, or make sound for words alone.
+"""Generate sound for a video with a trained model, and write the video with it.
 
-The sound is as long as the items that the model was trained on: of a longer video the beginning is used, and a shorter
-one is continued by its last picture while the sound is made.
+Example: `python -m audiocraft generate --xp SIG --video a.mp4 --prompt "a metal plate" --out b.mp4`
 """
 
 import argparse
 import typing as tp
-from pathlib import Path
-
-VIDEOS = ('.mp4', '.mov', '.mkv')
-SOUNDS = ('.wav', '.flac', '.ogg')
 
 
 def parser() -> argparse.ArgumentParser:
     """The arguments of the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--xp', required=True, metavar='SIG|PATH', help='signature of a trained XP, or its folder')
-    parser.add_argument('--video', help='any video file')
-    parser.add_argument('--prompt', default='', help='words that say what is heard')
-    parser.add_argument('--out', required=True, help=f'{", ".join(VIDEOS)} (with --video) or {", ".join(SOUNDS)}')
-    parser.add_argument('--seed', type=int, default=0, help='another seed, another sound (0)')
-    parser.add_argument('--device', default='auto', help='cpu or cuda (auto)')
+    parser.add_argument('--xp', required=True, metavar='SIG|PATH', help='signature, folder of an XP, or a checkpoint')
+    parser.add_argument('--video', required=True, help='any video; its own sound is not used')
+    parser.add_argument('--prompt', default='', help='what it should sound like')
+    parser.add_argument('--negative_prompt', default='', help='what it should not sound like')
+    parser.add_argument('--out', required=True, help='file to write: the video with the sound, or .wav or .flac')
+    parser.add_argument('--seconds', type=float, help="seconds of the video to use (its length, at most the model's)")
+    parser.add_argument('--seed', type=int, default=42, help='of the noise; another seed, another sound (42)')
+    parser.add_argument('--steps', type=int, default=25, help='steps of the sampler (25)')
+    parser.add_argument('--guidance', type=float, help='guidance scale (that of the training config)')
+    parser.add_argument('--method', default='euler', choices=['euler', 'midpoint', 'adaptive'], help='sampler (euler)')
+    parser.add_argument('--codec', help='compression model that decodes (that of the training data)')
+    parser.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda'], help='where it runs (auto)')
     return parser
 
 
-def _check(args: argparse.Namespace) -> Path:
-    from ..utils.errors import UserError
-    out = Path(args.out)
-    suffixes = (*VIDEOS, *SOUNDS) if args.video else SOUNDS
-    if out.suffix.lower() not in suffixes:
-        raise UserError(f'--out {out}: expected a name that ends in {", ".join(suffixes)}'
-                        + ('.' if args.video else ' (a video needs --video).'))
-    if not args.video and not args.prompt:
-        raise UserError('Give --video, --prompt, or both.')
-    if args.video and not Path(args.video).is_file():
-        raise UserError(f'--video {args.video}: there is no such file.')
-    return out
-
-
-def load_solver(xp: str, device: str) -> tp.Any:
-    """The solver of an XP, by signature or folder, with its newest checkpoint."""
-    from ..environment import xp_folder
-    from ..solvers.generation import GenerationSolver
-    from ..train import get_solver_from_sig
-    from ..train import main as train
-    from ..utils.errors import UserError
-    given = Path(xp)
-    folder = given.resolve() if given.is_dir() else xp_folder(xp.removeprefix('//sig/').strip('/'))
-    # The folder may belong to another dora_dir than ours: <dora_dir>/xps/<sig>.
-    train.dora.dir = folder.parent.parent
-    solver = get_solver_from_sig(folder.name, {'execute_only': 'generate', 'device': device})
-    if not isinstance(solver, GenerationSolver):
-        raise UserError(f'{folder}: a {type(solver).__name__} does not generate sound from video or text.')
-    return solver
-
-
-def read_pictures(solver: tp.Any, path: str) -> tuple[tp.Any, float]:
-    """The pictures that the extractors want, and how many seconds of them are real."""
+def seconds_to_use(wanted: float | None, video: str, longest: float) -> float:
+    """How many seconds to generate: what is asked for, else the video's length, up to what the model was trained on."""
     from ..data.media import MediaError
-    from ..data.video import read_video
-    try:
-        return solver.online.read(path), solver.duration
-    except MediaError as error:
-        if error.reason != 'too short':
-            raise
-    rates = tuple(extractor.fps for extractor in solver.online.extractors if extractor.fps)
-    video = read_video(path, fps=rates, audio=False)
-    for fps, frames in video.frames.items():
-        missing = round(solver.duration * fps) - len(frames)
-        video.frames[fps] = frames[[*range(len(frames)), *[-1] * max(0, missing)]]
-    return video, video.duration
-
-
-def make_batch(solver: tp.Any, video: tp.Any, prompt: str) -> tp.Any:
-    """A batch of one item; what the model knows and the item has not is left empty."""
-    import torch
-
-    from ..data.store_dataset import Batch
-    from ..features.controls import Conditions
-    tensors = solver.online([Conditions(id='generated', video=video, caption=prompt, caption_of='generated')])
-    rows = {}
-    for key, (shape, _) in solver.data.keys.items():
-        if key not in tensors:
-            tensors[key] = torch.zeros(0, *shape, device=solver.device)
-            rows[key] = torch.zeros(0, dtype=torch.long, device=solver.device)
-    return Batch(['generated'], [prompt], tensors, rows)
+    from ..data.video import video_info
+    from ..utils.errors import UserError
+    if wanted is not None and wanted <= 0:
+        raise UserError(f'--seconds {wanted:g}: expected more than 0')
+    there = video_info(video).duration
+    if wanted is not None and there is not None and wanted > there + 0.05:
+        raise MediaError(video, 'too short', f'it lasts {there:.2f} s, --seconds asks for {wanted:g} s')
+    return wanted or min(there or longest, longest)
 
 
 def main(args: argparse.Namespace) -> int:
-    """Generate, and write the file."""
-    out = _check(args)
-    # Torch and all that comes with it, once the arguments are known to be right.
-    from ..data.audio import write_audio
-    from ..data.video import remux_audio
-    solver = load_solver(args.xp, args.device)
-    solver.seed = args.seed
-    video, seconds = read_pictures(solver, args.video) if args.video else (None, solver.duration)
-    with solver.swap_best_state():
-        (clip,) = solver.generated_clips([make_batch(solver, video, args.prompt)])
-    wav = clip.audio[:, :round(seconds * clip.sample_rate)]
-    if out.suffix.lower() in VIDEOS:
-        remux_audio(args.video, wav, clip.sample_rate, out, duration=seconds)
-    else:
-        write_audio(out, wav, clip.sample_rate)
-    print(f'{out}: {wav.shape[1] / clip.sample_rate:.1f} s of sound, seed {args.seed}, {solver.checkpoint_name}')
+    """Generate."""
+    from ..data.media import AUDIO_SUFFIXES, VIDEO_SUFFIXES, require_file
+    from ..environment import resolve_path
+    from ..features.video_to_audio import VideoToAudio
+    from ..utils.errors import UserError
+    from pathlib import Path
+    video, out = require_file(args.video), Path(args.out)
+    if out.suffix.lower() not in VIDEO_SUFFIXES + AUDIO_SUFFIXES:
+        raise UserError(f'--out {out}: expected a name that ends in one of {" ".join(VIDEO_SUFFIXES + AUDIO_SUFFIXES)}')
+    reference = args.xp if '/' in args.xp or Path(args.xp).exists() else f'//sig/{args.xp}'
+    resolve_path(reference)
+    model = VideoToAudio.load(reference, codec=args.codec, device=args.device)
+    wav = model(video, prompt=args.prompt, negative_prompt=args.negative_prompt, seed=args.seed, steps=args.steps,
+                guidance=args.guidance, method=args.method,
+                seconds=seconds_to_use(args.seconds, args.video, model.duration))
+    write(video, wav, model.sample_rate, out)
+    print(f'{out}: {wav.shape[-1] / model.sample_rate:.2f} s of sound, seed {args.seed}')
     return 0
+
+
+def write(video: tp.Any, wav: tp.Any, sample_rate: int, out: tp.Any) -> None:
+    """The sound alone for .wav and .flac, else the pictures of the video with the sound."""
+    from ..data.audio import write_audio
+    from ..data.media import VIDEO_SUFFIXES
+    from ..data.video import remux_audio
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix.lower() in VIDEO_SUFFIXES:
+        remux_audio(video, wav, sample_rate, out, duration=wav.shape[-1] / sample_rate)
+    else:
+        write_audio(out, wav, sample_rate)

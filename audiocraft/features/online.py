@@ -46,22 +46,22 @@ class OnlineFeatures:
         return self.read(path) if path is not None and path.suffix.lower() in VIDEO_SUFFIXES else None
 
     @torch.no_grad()
-    def __call__(self, items: list[Conditions]) -> dict[str, torch.Tensor]:
-        """Features `[B, ...]` by key; those of frames only where every item has a video."""
+    def __call__(self, items: list[Conditions], duration: float | None = None) -> dict[str, torch.Tensor]:
+        """Features `[B, ...]` by key, of the first `duration` seconds; those of frames only where all have a video."""
         features: dict[str, torch.Tensor] = {}
         for extractor in self.consuming('text'):
             features |= extractor(extractor.collate([extractor.prepare(item.caption) for item in items]))
         videos = [item.video for item in items]
         if all(video is not None for video in videos):
             for extractor in self.consuming('frames'):
-                count = extractor.frames_needed(self.duration)
+                count = extractor.frames_needed(duration or self.duration)
                 frames = [video.frames[extractor.fps][:count] for video in videos]  # type: ignore[union-attr,index]
                 features |= extractor(extractor.collate([extractor.prepare(x) for x in frames]))
         return features
 
-    def empty_text(self) -> torch.Tensor:
-        """Features of the empty caption, `[N_text, D]`."""
-        return self([Conditions(id='', video=None, caption='', caption_of='')])['text_features'][0]
+    def text(self, caption: str) -> torch.Tensor:
+        """Features of one caption, `[N_text, D]`; the empty one stands for absent words."""
+        return self([Conditions(id='', video=None, caption=caption, caption_of='')])['text_features'][0]
 
     def replace(self, batch: Batch, items: list[Conditions]) -> Batch:
         """The batch with the features of other pictures and words; what they do not have stays as it was."""

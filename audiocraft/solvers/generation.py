@@ -32,10 +32,8 @@ class GenerationSolver(base.StandardSolver):
         """Audio `[B, C, T]` at `self.codec.sample_rate` for the conditions of `batch`."""
         raise NotImplementedError(f'{type(self).__name__} has no generate_audio(batch)')
 
-    @property
-    def facts(self) -> dict:
-        """The facts of the store whose conditions and latents this solver reads."""
-        raise NotImplementedError(f'{type(self).__name__} has no facts')
+    facts: dict[str, tp.Any]
+    """The facts of the store whose conditions and latents this solver reads; set by `build_dataloaders`."""
 
     # -- what only these stages need, loaded when first asked for ---------------------------------------------------
 
@@ -71,7 +69,8 @@ class GenerationSolver(base.StandardSolver):
         results |= score(metrics, generated, references)
         controls = {name: metrics[name] for name in self.cfg.evaluate.control_metrics if name in metrics}
         if any(references) and controls:
-            results |= prefixed('ceiling', score(controls, self.reconstructions(references), references))
+            known = [clip for clip in references if clip is not None]
+            results |= prefixed('ceiling', score(controls, self.reconstructions(known), known))
             for name, node in self.cfg.evaluate.controls.items():
                 results |= self.run_control(name, build(node), batches, references, controls)
         self.write_page()
@@ -148,15 +147,16 @@ class GenerationSolver(base.StandardSolver):
             return [None] * len(ids)
         return [read_clip(media, i, self.codec.sample_rate, self.duration) for i in ids]
 
-    def reconstructions(self, references: list[Clip | None]) -> Clips:
+    def reconstructions(self, clips: Clips) -> Clips:
         """The truth, encoded and decoded: no generated sound can be expected to score above it."""
-        clips = [clip for clip in references if clip is not None]
-        out: Clips = []
-        for clip in clips:
-            wav = clip.audio[None].to(self.device)
-            decoded = self.codec.decode(self.codec.encode(wav).mean, num_samples=wav.shape[-1])
-            out.append(dataclasses.replace(clip, audio=decoded[0].cpu()))
-        return out
+        return [dataclasses.replace(clip, audio=self.reconstruct(clip.audio)) for clip in clips]
+
+    @torch.no_grad()
+    def reconstruct(self, wav: torch.Tensor) -> torch.Tensor:
+        """A waveform `[C, T]` through the codec and back."""
+        batch = wav.mean(0, keepdim=True)[None] if self.codec.channels == 1 else wav[None]
+        decoded = self.codec.decode(self.codec.encode(batch.to(self.device)).mean, num_samples=wav.shape[-1])
+        return decoded[0].cpu()
 
     def training_clips(self, limit: int) -> Clips:
         media = self.media('train')

@@ -21,10 +21,8 @@ class MMAudioSolver(GenerationSolver):
             self.dataloaders[stage] = build_loader(self.cfg.dset[stage], self.cfg.dataset, stage=stage,
                                                    seed=self.cfg.seed)
         self.data = self.dataloaders['train'].mixture
-
-    @property
-    def facts(self) -> dict:
-        return self.data.facts
+        self.facts = dict(self.data.facts)  # kept in checkpoints: they say which extractors and codec belong to the model
+        self.register_stateful('facts')
 
     def build_model(self) -> None:
         mean, std = self.data.latent_stats()
@@ -33,7 +31,9 @@ class MMAudioSolver(GenerationSolver):
         self.optimizer = optim.build_optimizer(self.model.parameters(), self.cfg.optim)
         self.schedule = optim.build_lr_scheduler(self.optimizer, self.cfg.schedule, self.total_updates)
         self.updater = self.build_updater(self.model.parameters(), self.optimizer, self.schedule)
-        self.register_stateful('model', 'optimizer', 'schedule', 'updater')
+        self.register_stateful('model', 'optimizer', 'updater')
+        if self.schedule is not None:
+            self.register_stateful('schedule')
         self.register_best('model')
         self.register_ema('model')
 
@@ -98,7 +98,7 @@ class MMAudioSolver(GenerationSolver):
 
     def empty_text(self) -> list[list[float]] | None:
         """Features of the empty caption, which stand for dropped or missing words."""
-        return self.online.empty_text().tolist() if self.facts.get('extractors') else None
+        return self.online.text('').tolist() if self.facts.get('extractors') else None
 
 
 def sizes(keys: dict) -> dict[str, int]:
