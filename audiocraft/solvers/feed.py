@@ -1,13 +1,15 @@
 """Batches for training, from any position on, for every kind of loader."""
 
 import logging
+import random
 import typing as tp
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 from ..utils.errors import UserError
-from ..utils.random import rng_state, seed_all, seed_of, set_rng_state
+from ..utils.random import seed_all, seed_of
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,17 @@ def micro_batches(batch: tp.Any, count: int) -> list[tp.Any]:
     return [_cut(batch, start, start + step) for start in range(0, size, step)]
 
 
+def _cpu_states() -> tuple[tp.Any, tp.Any, torch.Tensor]:
+    """The global generators of the CPU, in the forms of their libraries: this is done twice for each batch."""
+    return random.getstate(), np.random.get_state(), torch.get_rng_state()
+
+
+def _set_cpu_states(states: tuple[tp.Any, tp.Any, torch.Tensor]) -> None:
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])
+
+
 def reseed(loader: tp.Any, seed: int, passes: int) -> None:
     """Make what a loader draws its order from a function of (seed, pass), where it has a generator of its own."""
     for part in (loader, getattr(loader, 'sampler', None)):
@@ -80,7 +93,7 @@ class Feed:
         self.numbered = hasattr(loader, 'iterate')
         self.passes, self.offset = 0, 0
         self._iterator: tp.Iterator[tp.Any] | None = loader.iterate(update) if self.numbered else None
-        self._rng: dict[str, tp.Any] = {}
+        self._states: tuple[tp.Any, tp.Any, torch.Tensor] | None = None
         if not self.numbered and position:
             self._seek(int(position['pass']), int(position['offset']))
 
@@ -98,14 +111,14 @@ class Feed:
     @contextmanager
     def _own_randomness(self) -> tp.Iterator[None]:
         """Swap the global generators of the CPU for those of the loader."""
-        outer = rng_state(cuda=False)
-        if self._rng:
-            set_rng_state(self._rng)
+        outer = _cpu_states()
+        if self._states is not None:
+            _set_cpu_states(self._states)
         try:
             yield
         finally:
-            self._rng = rng_state(cuda=False)
-            set_rng_state(outer)
+            self._states = _cpu_states()
+            _set_cpu_states(outer)
 
     def _open(self) -> None:
         """Start a pass, with everything that draws its order seeded by (seed, pass)."""

@@ -213,8 +213,8 @@ class Loop(Resumable):
     def _count_skipped(self, metrics: Metrics, batch: tp.Any) -> None:
         """Stop when too many updates in a row were skipped for a loss or gradient that is not finite."""
         self._progress.skipped = self._progress.skipped + 1 if metrics.get('skipped') else 0
-        limit = self.cfg.max_skipped
         if self._progress.skipped:
+            limit = self.cfg.max_skipped
             names = ', '.join(map(str, getattr(batch, 'ids', None) or [f'batch {self.update - 1}']))
             self.logger.warning('Update %d was skipped: its loss or gradient is not finite (%s).', self.update, names)
             if limit and self._progress.skipped >= limit:
@@ -229,8 +229,7 @@ class Loop(Resumable):
         return self._feed
 
     def _after_update(self) -> None:
-        every = self.cfg.checkpoint.save_every
-        if self._save_asked or (every and self.update % every == 0):
+        if self._save_asked or (self.save_every and self.update % self.save_every == 0):
             self._write_checkpoint()
         self.check_stop()
 

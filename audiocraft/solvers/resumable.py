@@ -1,5 +1,6 @@
 """What a solver holds, how it is saved and found again, and what it reports."""
 
+import functools
 import time
 import typing as tp
 from contextlib import contextmanager, nullcontext
@@ -30,6 +31,7 @@ class Resumable(flashy.BaseSolver):
         self.seed = int(cfg.seed)
         self.epochs = int(cfg.optim.epochs)
         self.accumulate = int(cfg.optim.accumulate)
+        self.save_every = cfg.checkpoint.save_every  # read at each update, and reading a config is slow
         self.update = 0
         self.is_training = False
         self.dataloaders: dict[str, tp.Any] = {}
@@ -126,7 +128,7 @@ class Resumable(flashy.BaseSolver):
             return False
         if check:
             states.check_config(checkpoint, self.cfg, self.xp.dora.is_excluded, self.cfg.allow_config_change)
-            states.check_data(checkpoint, self.data_facts(), partial=bool(self.cfg.execute_only))
+            states.check_data(checkpoint, self._facts_of_data, partial=bool(self.cfg.execute_only))
         states.restore(self, checkpoint)
         self._progress.load_state_dict(checkpoint.state['progress'])
         self._pending_metrics = dict(checkpoint.state['pending'])
@@ -143,6 +145,10 @@ class Resumable(flashy.BaseSolver):
         mixtures = {stage: getattr(loader, 'mixture', None) for stage, loader in self.dataloaders.items()}
         return {stage: {f'{index} {part["name"]}': part for index, part in enumerate(mixture.facts['sources'])}
                 for stage, mixture in mixtures.items() if mixture is not None}
+
+    @functools.cached_property
+    def _facts_of_data(self) -> dict[str, tp.Any]:
+        return self.data_facts()
 
     def _continue_from(self, restored: bool) -> None:
         if restored:

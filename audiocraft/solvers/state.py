@@ -154,7 +154,7 @@ def collect(solver: tp.Any) -> tuple[dict[str, State], dict[str, tp.Any]]:
         'sig': solver.xp.sig, 'update': solver.update, 'history': solver.history,
         'models': {name: getattr(module, 'build_cfg', None) for name, module in modules.items()},
         'objects': objects, 'ema': None if solver.ema is None else solver.ema.state_dict(),
-        'best': solver.best.state_dict(), 'data_facts': solver.data_facts(),
+        'best': solver.best.state_dict(), 'data_facts': solver._facts_of_data,
     }
     return weights, state
 

@@ -25,13 +25,13 @@ def seed_all(seed: int, *keys: tp.Any, cuda: bool = True) -> None:
         torch.default_generator.manual_seed(seed)
 
 
-def rng_state(*, cuda: bool = True) -> dict[str, tp.Any]:
-    """Return the state of the global generators of python, numpy, torch and (with `cuda`) each CUDA device.
+def rng_state() -> dict[str, tp.Any]:
+    """Return the state of the global generators of python, numpy, torch and each CUDA device.
 
     Only plain containers, numbers and tensors, so that `torch.load(weights_only=True)` accepts it.
     """
     name, keys, position, has_gauss, cached = np.random.get_state()  # type: ignore[misc]
-    cuda_ready = cuda and torch.cuda.is_available() and torch.cuda.is_initialized()
+    cuda_ready = torch.cuda.is_available() and torch.cuda.is_initialized()
     return {
         'python': random.getstate(),
         'numpy': {'name': str(name), 'keys': torch.from_numpy(np.asarray(keys).astype(np.int64)),
