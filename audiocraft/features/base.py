@@ -67,7 +67,7 @@ class Extractor(nn.Module):
 
 def frame_rates(extractors: tp.Iterable[Extractor]) -> list[float]:
     """Return the frame rates that these extractors ask for."""
-    return sorted({float(extractor.fps) for extractor in extractors if extractor.consumes == 'frames' and extractor.fps})
+    return sorted({float(x.fps) for x in extractors if x.consumes == 'frames' and x.fps})
 
 
 def frame_size(extractors: tp.Iterable[Extractor]) -> tuple[int, int] | None:

@@ -51,12 +51,12 @@ def partition_clips(data_dir: str | Path, output: str | Path, start: int = 0, en
     Returns:
         Path: `output`.
     Raises:
-        UserError: no such folder, no audio in it, or a range that is empty or outside of it.
+        UserError: no such folder, no audio in it, or a range that is outside of it.
     """
     files = list_audio(data_dir)
     stop = len(files) if end < 0 else min(end, len(files))
-    if not 0 <= start < stop:
-        raise UserError(f'start {start} and end {end} select none of the {len(files)} files of {data_dir}')
+    if not 0 <= start <= stop:
+        raise UserError(f'start {start} and end {end} are not a part of the {len(files)} files of {data_dir}')
     rows: list[dict[str, tp.Any]] = []
     skipped = 0
     for path in files[start:stop]:

@@ -13,7 +13,7 @@ from .base import Extractor, Spec
 
 
 def pool(frames: torch.Tensor, size: int) -> torch.Tensor:
-    """Average uint8 frames `[T, 3, H, W]` over a grid of `size` x `size` cells: float `[T, 3, size, size]` in [0, 1]."""
+    """Average uint8 frames `[T, 3, H, W]` over `size` x `size` cells: float `[T, 3, size, size]` in [0, 1]."""
     return F.adaptive_avg_pool2d(frames.float(), (size, size)) / 255.
 
 
@@ -77,6 +77,7 @@ class TinyMotion(Extractor):
     size = DECODED
     # MMAudio's network takes motion features in segments of eight.
     segment = 8
+    luminance: torch.Tensor
 
     def __init__(self, *, fps: float = 24., grid: int = 16, scale: float = 10., limit: float = 5.):
         super().__init__()

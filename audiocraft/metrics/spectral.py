@@ -1,5 +1,7 @@
 """How far the spectrum of a sound is from the true one, frame by frame."""
 
+import typing as tp
+
 import torch
 
 from ..data.audio import resample, to_mono
@@ -31,13 +33,14 @@ class SpectralDistance(Metric):
         self.mel_total = self.power_total = 0.
         self.count = 0
 
-    def update(self, generated: tuple[Clip, ...] | list[Clip], reference: References) -> None:
+    def update(self, generated: tp.Sequence[Clip], reference: References) -> None:
         """See `Metric.update`. Pairs without a true clip do not count; a longer one is cut."""
         for clip, true in zip(generated, reference, strict=True):
             if true is None:
                 continue
             ours = to_mono(clip.audio.detach().cpu().float())
-            theirs = fit_length(resample(to_mono(true.audio.float()), true.sample_rate, clip.sample_rate), ours.shape[-1])
+            theirs = resample(to_mono(true.audio.float()), true.sample_rate, clip.sample_rate)
+            theirs = fit_length(theirs, ours.shape[-1])
             mel, power = self._log_mel(ours, clip.sample_rate), self._log_power(ours)
             self.mel_total += float((mel - self._log_mel(theirs, clip.sample_rate)).abs().mean())
             self.power_total += float((power - self._log_power(theirs)).square().mean(dim=-2).sqrt().mean())
@@ -51,8 +54,8 @@ class SpectralDistance(Metric):
 
     def _log_mel(self, wav: torch.Tensor, sample_rate: int) -> torch.Tensor:
         if self.mel is None or self.mel.sample_rate != sample_rate:
-            self.mel = LogMel(sample_rate=sample_rate, n_fft=self.n_fft, hop=self.n_fft // 4, n_mels=self.n_mels, fmin=0.,
-                              fmax=sample_rate / 2, log='log10')
+            self.mel = LogMel(sample_rate=sample_rate, n_fft=self.n_fft, hop=self.n_fft // 4, n_mels=self.n_mels,
+                              fmin=0., fmax=sample_rate / 2, log='log10')
         return self.mel(wav)
 
     def _log_power(self, wav: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,7 @@ class Reconstruction:
     """What a training step needs to know of one pass through a compression model.
 
     Args:
-        output (torch.Tensor): reconstruction, in the space in which the model is trained (normalised log-mel, waveform...).
+        output (torch.Tensor): reconstruction, in the space of the loss (normalised log-mel, waveform, ...).
         target (torch.Tensor): what `output` should have been, same shape.
         penalty (torch.Tensor): cost of the bottleneck (KL divergence, commitment...), 0-dim.
         metrics (dict): further 0-dim values worth logging.

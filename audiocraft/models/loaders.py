@@ -28,7 +28,7 @@ def find_checkpoint(reference: str | Path) -> Checkpoint:
     """
     path = resolve_path(str(reference))
     if not path.exists():
-        raise UserError(f'{reference}: there is no such XP ({path}). `python -m audiocraft info` lists those there are.')
+        raise UserError(f'{reference}: there is no such XP or checkpoint ({path}).')
     if (path / 'COMMIT').exists():
         return read_checkpoint(path)
     folder = path / 'checkpoints' if (path / 'checkpoints').is_dir() else path

@@ -55,8 +55,8 @@ class CompressionSolver(base.StandardSolver):
         """The model, its losses, and what trains it."""
         self.model = build(self.cfg.model).to(self.device)
         if (self.model.sample_rate, self.model.channels) != (self.cfg.sample_rate, self.cfg.channels):
-            raise UserError(f'sample_rate and channels are {self.cfg.sample_rate} and {self.cfg.channels}, but the model '
-                            f'is for {self.model.sample_rate} and {self.model.channels}')
+            raise UserError(f'sample_rate and channels are {self.cfg.sample_rate} and {self.cfg.channels}, but those '
+                            f'of the model are {self.model.sample_rate} and {self.model.channels}.')
         self.losses = {name: build(node) for name, node in self.cfg.losses.items()}
         unknown = self.cfg.weights.keys() - {*self.losses, 'penalty'}
         if unknown:
@@ -133,7 +133,8 @@ class CompressionSolver(base.StandardSolver):
         writer = SampleWriter(self.folder / 'generate' / str(self.update))
         count = 0
         for made, true in self.reconstructions('generate'):
-            writer.add(made, reference=true, prompt='reconstruction', checkpoint=self.checkpoint_name, update=self.update)
+            writer.add(made, reference=true, prompt='reconstruction', checkpoint=self.checkpoint_name,
+                       update=self.update)
             count += 1
         self.logger.info('Page: %s', self.write_page())
         return {'clips': float(count)}
