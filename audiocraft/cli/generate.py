@@ -40,11 +40,12 @@ def seconds_to_use(wanted: float | None, video: str, longest: float) -> float:
 
 def main(args: argparse.Namespace) -> int:
     """Generate."""
+    from pathlib import Path
+
     from ..data.media import AUDIO_SUFFIXES, VIDEO_SUFFIXES, require_file
     from ..environment import resolve_path
     from ..features.video_to_audio import VideoToAudio
     from ..utils.errors import UserError
-    from pathlib import Path
     video, out = require_file(args.video), Path(args.out)
     if out.suffix.lower() not in VIDEO_SUFFIXES + AUDIO_SUFFIXES:
         raise UserError(f'--out {out}: expected a name that ends in one of {" ".join(VIDEO_SUFFIXES + AUDIO_SUFFIXES)}')

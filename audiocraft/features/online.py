@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from ..data.samples import find_media
 from ..data.media import VIDEO_SUFFIXES
+from ..data.samples import find_media
 from ..data.store_dataset import Batch
 from ..data.video import Video, read_video
 from ..utils.config import rebuild

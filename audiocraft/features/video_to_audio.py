@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 
 from ..flow import samplers
+from ..models.compression import CompressionModel
 from ..models.loaders import find_checkpoint, load_compression_model, load_model
 from ..models.mmaudio import MMAudio
-from ..models.compression import CompressionModel
 from ..utils.config import from_yaml
 from ..utils.errors import UserError
 from ..utils.random import generator

@@ -73,7 +73,6 @@ class GenerationSolver(base.StandardSolver):
             results |= prefixed('ceiling', score(controls, self.reconstructions(known), known))
             for name, node in self.cfg.evaluate.controls.items():
                 results |= self.run_control(name, build(node), batches, references, controls)
-        self.write_page()
         return results
 
     def run_control(self, name: str, control: Control, batches: list[Batch], references: list[Clip | None],
@@ -116,13 +115,11 @@ class GenerationSolver(base.StandardSolver):
                                  update=self.update)
             plots.spectrogram_png(clip.audio, clip.sample_rate, written.with_suffix('.png'),
                                   events=reference.events if reference else None)
-        self.write_page()
         return {'clips': float(len(clips))}
 
-    def write_page(self) -> Path:
+    def on_results(self, stage: str) -> None:
         page = write_page(self.folder, signature=self.xp.sig, delta=list(self.xp.argv))
         self.logger.info('Page: %s', page)
-        return page
 
     # -- clips ------------------------------------------------------------------------------------------------------
 
