@@ -191,6 +191,8 @@ def check_train_steps(fixture: Fixture, report: Report) -> None:
         losses.append(flow_loss(*args, **kwargs))
         return losses[-1]
 
+    for key in ('config', 'hyper'):
+        report.equal(key, fixture.json[key], fixture.metadata[key])
     solver, batch = _recorded_solver(fixture, draws), _batch(fixture)
     with mock.patch.object(path, 'flow_loss', recording_loss):
         for index, expected in enumerate(fixture.json['steps']):
