@@ -4,7 +4,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-
 LONG = 64  # positions from which the faster of two ways pays
 
 
