@@ -36,7 +36,7 @@ CONFIG_ROOT = next((folder for folder in (_HERE.parent / 'config', _HERE / '_con
 
 
 def config_folders() -> list[Path]:
-    """Where the yaml files of the config groups are: ours, then `./config` of the launch folder if it holds such groups.
+    """Where the yaml files of the config groups are: ours, then `./config` of the launch folder if it holds groups.
 
     A project that uses the installed package keeps its own `config/solver/mine.yaml`, `config/dset/mine.yaml` there.
     """

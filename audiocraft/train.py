@@ -21,7 +21,8 @@ from .utils.lock import XPLock
 from .utils.logging import setup_logging
 from .utils.random import seed_all
 
-logger = logging.getLogger(__name__)
+# Not __name__: that is __main__ when Python starts this file.
+logger = logging.getLogger('audiocraft.train')
 dora_compat.install()
 
 
