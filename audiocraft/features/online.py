@@ -35,9 +35,9 @@ class OnlineFeatures:
     def consuming(self, what: str) -> list[Extractor]:
         return [extractor for extractor in self.extractors if extractor.consumes == what]
 
-    def read(self, path: str | Path) -> Video:
-        """The frames of a video at every rate that an extractor wants."""
-        return read_video(path, fps=frame_rates(self.extractors), duration=self.duration, audio=False,
+    def read(self, path: str | Path, duration: float | None = None) -> Video:
+        """The frames of the first `duration` seconds (default: of an item) at every rate that an extractor wants."""
+        return read_video(path, fps=frame_rates(self.extractors), duration=duration or self.duration, audio=False,
                           size=frame_size(self.extractors))
 
     def find(self, folder: Path, clip_id: str) -> Video | None:

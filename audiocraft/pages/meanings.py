@@ -83,7 +83,7 @@ def follows(metrics: dict[str, tp.Any]) -> list[tuple[str, str, float, float]]:
     for name, of_caption in metrics.items():
         control, _, base = name.partition('/of_caption/')
         of_picture = metrics.get(f'{control}/{base}')
-        if base.startswith('kind') and is_number(of_caption) and is_number(of_picture):
+        if _base(base, metrics) == base and base.startswith('kind') and is_number(of_caption) and is_number(of_picture):
             gap = of_picture - of_caption
             verdict = 'neither more than the other' if abs(gap) < 0.05 else 'the picture' if gap > 0 else 'the caption'
             found.append((control, verdict, float(of_picture), float(of_caption)))

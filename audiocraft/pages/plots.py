@@ -20,6 +20,7 @@ try:
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 except ModuleNotFoundError as error:  # the only optional part of this file
     if (error.name or '').split('.')[0] != 'matplotlib':
         raise
@@ -181,7 +182,7 @@ def _draw(plot: tp.Any, name: str, lines: Lines) -> None:
     _style(plot, PANELS[name])
     plot.grid(True, color=INK, alpha=0.22, linewidth=0.7)
     plot.set_xlabel('epoch', color=INK)
-    plot.xaxis.get_major_locator().set_params(integer=True)
+    plot.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
     plot.legend(frameon=False, labelcolor=INK, fontsize=9)
 
 

@@ -21,7 +21,8 @@ METRICS = {
     'kl_embedded_reason': 'no generated clip has a true one', 'ceiling/onset_f1': 0.971, 'ceiling/kind_accuracy': 1.0,
     'frozen/onset_f1': 0.092, 'frozen/onset_f1_wrong_video': 0.1, 'shifted/onset_f1': 0.071,
     'neutral_caption/kind_accuracy': 0.96, 'swapped_caption/onset_f1': 0.93, 'swapped_caption/kind_accuracy': 0.94,
-    'swapped_caption/of_caption/kind_accuracy': 0.03,
+    'swapped_caption/of_caption/kind_accuracy': 0.03, 'swapped_caption/kind_accuracy_truth': 0.99,
+    'swapped_caption/of_caption/kind_accuracy_truth': 0.99,
 }
 CLIPS = [('Clip0001', 'a red square strikes wood', [0.4, 1.1, 1.52]),
          ('../odd "id" é', 'a caption with <script>document.title = "owned"</script> & markup', [0.7, 1.6]),
