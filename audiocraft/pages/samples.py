@@ -20,7 +20,6 @@ and the folder can be moved, zipped and sent. The page is written last and in on
 are removed after that.
 """
 
-import dataclasses
 import hashlib
 import json
 import logging
@@ -43,8 +42,7 @@ MAX_CLIPS = 100
 
 
 def write_page(xp_folder: str | Path, *, title: str | None = None, signature: str | None = None,
-               delta: tp.Sequence[tp.Any] | None = None, best_metric: str | None = None,
-               metrics: dict[str, tp.Any] | None = None) -> Path:
+               delta: tp.Sequence[tp.Any] | None = None, best_metric: str | None = None) -> Path:
     """Write the page of an XP folder; see the top of this file for what is read.
 
     Args:
@@ -53,7 +51,6 @@ def write_page(xp_folder: str | Path, *, title: str | None = None, signature: st
         signature (str or None): by default the folder's name.
         delta (list or None): overrides, as `key=value` or (key, value); by default those the folder remembers.
         best_metric (str or None): metric of `valid` whose lowest value is told at the top.
-        metrics (dict or None): results of `evaluate` that are not on disk yet.
     Returns:
         Path: the page, `<xp_folder>/samples/index.html`.
     """
@@ -61,8 +58,6 @@ def write_page(xp_folder: str | Path, *, title: str | None = None, signature: st
     results = read_results(folder)
     if delta is not None:
         results.overrides = [item if isinstance(item, str) else '='.join(map(str, item)) for item in delta]
-    if metrics is not None:
-        results = dataclasses.replace(results, metrics=dict(metrics), evaluated=None)
     signature = signature or folder.resolve().name
     title = title or next((x.partition('=')[2] for x in results.overrides if x.startswith('solver=')), signature)
     files = Assets(folder / 'samples')
