@@ -133,7 +133,8 @@ class MelVAE(CompressionModel):
         """Waveform `[B, 1, T * hop]` of a log-mel `[B, n_mels, T]`, by the vocoder or by Griffin-Lim."""
         if self.vocoder is not None:
             return self.vocoder(log_mel)
-        return self.mel.griffin_lim(log_mel, n_iter=self.griffin_lim_iter).unsqueeze(1)
+        with torch.no_grad():  # a graph through all iterations would take gigabytes, for gradients that nobody wants
+            return self.mel.griffin_lim(log_mel, n_iter=self.griffin_lim_iter).unsqueeze(1)
 
     def decode(self, latents: torch.Tensor, num_samples: int | None = None) -> torch.Tensor:
         """Decode latents `[B, D, T']` to waveforms `[B, 1, T]`, cut or padded to `num_samples` when given."""

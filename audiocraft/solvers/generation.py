@@ -131,6 +131,7 @@ class GenerationSolver(base.StandardSolver):
     def generated_clips(self, batches: list[Batch]) -> Clips:
         clips: Clips = []
         for batch in batches:
+            self.check_stop()
             with torch.no_grad(), self.autocast():
                 wav = self.generate_audio(batch.to(self.device)).float().cpu()
             clips += [Clip(id=i, audio=x, sample_rate=self.codec.sample_rate, caption=c)

@@ -21,7 +21,7 @@ class MMAudioSolver(GenerationSolver):
             self.dataloaders[stage] = build_loader(self.cfg.dset[stage], self.cfg.dataset, stage=stage,
                                                    seed=self.cfg.seed)
         self.data = self.dataloaders['train'].mixture
-        self.facts = dict(self.data.facts)  # kept in checkpoints: they say which extractors and codec belong to the model
+        self.facts = dict(self.data.facts)  # in checkpoints: which extractors and codec belong to the model
         self.register_stateful('facts')
 
     def build_model(self) -> None:
@@ -62,7 +62,7 @@ class MMAudioSolver(GenerationSolver):
         """Features of pictures, motion and words, with learned nulls where they are absent or dropped for guidance."""
         clip, sync, text = self.full_conditions(batch)
         null = self.cfg.null_condition
-        drop_clip, drop_text = draws.rand() < null.probability, draws.rand() < null.probability
+        drop_clip, drop_text = draws.rand() < null.probability, draws.rand() < null.text_probability
         drop_sync = drop_clip if null.joint else draws.rand() < null.probability
         where = lambda drop, empty, x: torch.where(drop[:, None, None], empty.to(x.dtype), x)  # noqa: E731
         if self.is_training:
