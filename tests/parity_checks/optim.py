@@ -136,7 +136,8 @@ def _recorded_solver(fixture: Fixture, step_draws: tp.Callable[[], _Draws]) -> t
             # The recording shares one mask between pictures and motion, also with the second version of the network.
             self.cfg = OmegaConf.create({
                 'sampling': {'mean': 0., 'scale': 1., 'min_sigma': hyper['min_sigma']},
-                'null_condition': {'probability': hyper['null_prob'], 'joint': True}})
+                'null_condition': {'probability': hyper['null_prob'], 'text_probability': hyper['null_prob'],
+                                   'joint': True}})
             self.device = torch.device('cpu')
             self.model = build({'_target_': 'audiocraft.models.mmaudio.MMAudio', **fixture.metadata['config']})
             self.model.load_state_dict(fixture.state('sd0.'))
