@@ -15,8 +15,8 @@ from audiocraft.utils.signals import Stopped
 from .conftest import Runner
 
 TINY = ['solver=compression/mel_vae_debug', 'model.width=16', 'model.depth=1', 'model.latent_dim=4',
-        'model.griffin_lim_iter=2', 'dataset.batch_size=4', 'dataset.segment_duration=0.256', 'dataset.eval_duration=0.5',
-        'schedule.warmup=2', 'optim.epochs=2']
+        'model.griffin_lim_iter=2', 'dataset.batch_size=4', 'dataset.segment_duration=0.256',
+        'dataset.eval_duration=0.5', 'schedule.warmup=2', 'optim.epochs=2']
 
 
 @pytest.fixture(scope='module')
@@ -52,7 +52,8 @@ def test_train_evaluate_generate_and_load(tmp_path: Path, media: Path) -> None:
     assert 'evaluate' not in solver.history[0], 'only after the last epoch'
     assert solver.model.data_std.min() > 1e-3 and solver.model.data_mean.abs().max() > 0.1
     samples = run.xp_folder / 'generate' / '50'
-    assert {path.name for path in samples.iterdir()} == {f'test{i}.{kind}' for i in range(2) for kind in ('wav', 'json')}
+    written = {path.name for path in samples.iterdir()}
+    assert written == {f'test{i}.{kind}' for i in range(2) for kind in ('wav', 'json')}
     record = json.loads((samples / 'test0.json').read_text())
     assert (samples / record['reference']).resolve() == media / 'test' / 'test0.wav'
     assert (run.xp_folder / 'samples' / 'index.html').exists()
@@ -100,8 +101,8 @@ def test_other_data_is_noticed(tmp_path: Path, media: Path) -> None:
 
 
 def test_the_loss_is_the_weighted_sum(tmp_path: Path, media: Path) -> None:
-    with runner(tmp_path, media, 'weights.penalty=0.5', '+losses.l2={_target_: torch.nn.MSELoss}',
-                '+weights.l2=2.').solver() as solver:
+    with runner(tmp_path, media, 'weights.penalty=0.5', '++losses.l2={_target_: torch.nn.MSELoss}',
+                '++weights.l2=2.').solver() as solver:
         metrics: dict = {}
         batch = solver.dataloaders['valid'].batch(0)
         solver.run_step(0, batch, metrics)
