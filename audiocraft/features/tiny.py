@@ -22,39 +22,53 @@ DECODED = (120, 160)
 
 
 class TinyImage(Extractor):
-    """What there is in the picture: pooled colours and a colour histogram of each frame, key `clip_features`.
+    """What there is in the picture, key `clip_features`: pooled colours, the colours of all, and of what moves.
+
+    What moves is what differs from the median of the clip, which is the still background.
 
     Args:
         fps (float): frames per second.
         grid (int): cells in each direction.
-        bits (int): bits of each colour channel that the histogram tells apart, 8 ** bits colours.
+        bits (int): bits of each colour channel that the histograms tell apart, 8 ** bits colours.
+        threshold (int): difference to the background, of 255, from which on something is there.
     """
     consumes = 'frames'
     size = DECODED
 
-    def __init__(self, *, fps: float = 8., grid: int = 8, bits: int = 2):
+    def __init__(self, *, fps: float = 8., grid: int = 8, bits: int = 2, threshold: int = 24):
         super().__init__()
-        self.fps, self.grid, self.bits = fps, grid, bits
+        self.fps, self.grid, self.bits, self.threshold = fps, grid, bits, threshold
 
     def spec(self, duration: float) -> Spec:
-        """One key, `clip_features`: `[T, 3 * grid ** 2 + 8 ** bits]`."""
-        dim = 3 * self.grid ** 2 + 8 ** self.bits
+        """One key, `clip_features`: `[T, 3 * grid ** 2 + 2 * 8 ** bits]`."""
+        dim = 3 * self.grid ** 2 + 2 * 8 ** self.bits
         return {'clip_features': ((self.frames_needed(duration), dim), torch.float32)}
 
-    def histogram(self, frames: torch.Tensor) -> torch.Tensor:
-        """Square roots of the shares of each colour in frames `[T, 3, H, W]`: `[T, 8 ** bits]`.
+    def colours(self, frames: torch.Tensor) -> torch.Tensor:
+        """The colour of each pixel of frames `[T, 3, H, W]` as a number below `8 ** bits`: `[T, H * W]`."""
+        red, green, blue = (frames >> (8 - self.bits)).short().unbind(1)
+        return ((((red << self.bits) + green) << self.bits) + blue).flatten(1)
+
+    def histogram(self, colours: torch.Tensor, where: torch.Tensor | None = None) -> torch.Tensor:
+        """Square roots of the shares of each colour `[T, N]` (of the pixels `where`, bool `[T, N]`): `[T, 8 ** bits]`.
 
         The root lifts small things: a hundredth of the picture counts a tenth.
         """
-        red, green, blue = (frames >> (8 - self.bits)).short().unbind(1)
-        index = ((((red << self.bits) + green) << self.bits) + blue).flatten(1)
-        counts = torch.stack([torch.bincount(row, minlength=8 ** self.bits) for row in index])
-        return (counts / index.shape[1]).sqrt()
+        rows = colours if where is None else [row[mask] for row, mask in zip(colours, where)]
+        counts = torch.stack([torch.bincount(row, minlength=8 ** self.bits) for row in rows])
+        return (counts / counts.sum(1, keepdim=True).clamp_min(1)).sqrt()
+
+    def moving(self, frames: torch.Tensor) -> torch.Tensor:
+        """Which pixels of frames `[T, 3, H, W]` are not the background: bool `[T, H * W]`."""
+        difference = (frames.short() - frames.median(dim=0).values.short()).abs()
+        return (difference.amax(1) > self.threshold).flatten(1)
 
     def prepare(self, item: torch.Tensor) -> torch.Tensor:
         """Features `[T, D]` of uint8 frames `[T, 3, H, W]`."""
         pooled = (pool(item, self.grid) - 0.5).flatten(1)
-        return torch.cat([2. * pooled, 4. * self.histogram(item)], dim=1)
+        coarse = item[:, :, ::2, ::2]  # every other pixel: a quarter of the work, and what moves is larger than that
+        moving = self.histogram(self.colours(coarse), self.moving(coarse))
+        return torch.cat([2. * pooled, 4. * self.histogram(self.colours(item)), 3. * moving], dim=1)
 
     def forward(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
         """Pass on what `prepare` computed, `[B, T, D]`."""

@@ -65,10 +65,22 @@ def test_images_show_colours() -> None:
     red[:, 0, :8], blue[:, 2, :8] = 255, 255
     a, b = extractor.prepare(red), extractor.prepare(blue)
     assert (a - b).abs().max() > 1
-    histogram = extractor.histogram(red)
+    histogram = extractor.histogram(extractor.colours(red))
     torch.testing.assert_close(histogram.square().sum(1), torch.ones(1))
     assert histogram[0, 3 * 16] == histogram[0, 0] == 0.5 ** 0.5, 'half of it is red, half is black'
     assert torch.equal(a[:, :12].view(3, 2, 2)[0], torch.tensor([[1., 1.], [-1., -1.]]))
+
+
+def test_colours_of_what_moves() -> None:
+    extractor = TinyImage(grid=2)
+    frames = torch.zeros(8, 3, 16, 16, dtype=torch.uint8)
+    frames[:, 2] = 60
+    for t in range(8):
+        frames[t, :, 4:8, 2 * t:2 * t + 2] = torch.tensor([255, 0, 0])[:, None, None]
+    moving = extractor.prepare(frames)[:, -64:]
+    assert torch.equal(moving[:, 3 * 16], torch.full((8,), 3.)), 'only red moves'
+    assert (moving != 0).sum() == 8
+    assert not extractor.prepare(frames[:1].expand(8, -1, -1, -1))[:, -64:].any(), 'nothing moves'
 
 
 def test_words_have_directions_of_their_own() -> None:
