@@ -123,3 +123,29 @@ def write_pictures(path: tp.Union[str, Path], pictures: tp.Iterable[np.ndarray],
         container.mux(stream.encode(None))
         if track is not None:
             track.close()
+
+
+def with_decoding_times(packets: tp.Iterable[tp.Any], step: int) -> tp.Iterator[tp.Any]:
+    """Yield the packets of a video stream in their order, each with a time of decoding; marks of the end are left out.
+
+    Matroska stores only when a picture is shown. Where pictures are out of order, the demuxer therefore leaves some
+    times of decoding open, those of the first packets among them: they are put `step` apart before the next known one.
+    """
+    waiting: list[tp.Any] = []
+    last: int | None = None
+    for packet in packets:
+        if not packet.size:
+            continue
+        waiting.append(packet)
+        if packet.dts is not None:
+            yield from _timed(waiting, last, packet.dts - step * (len(waiting) - 1), step)
+            last, waiting = packet.dts, []
+    yield from _timed(waiting, last, 0, step)
+
+
+def _timed(packets: list[tp.Any], last: int | None, start: int, step: int) -> tp.Iterator[tp.Any]:
+    for index, packet in enumerate(packets):
+        if packet.dts is None:
+            packet.dts = start + step * index if last is None else max(last + 1, start + step * index)
+            last = packet.dts
+        yield packet

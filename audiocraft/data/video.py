@@ -19,7 +19,7 @@ import torch
 from .audio_frames import AudioCollector
 from .files import replaced
 from .media import MediaError, require_file
-from .muxing import AudioTrack, av, container_format, write_pictures
+from .muxing import AudioTrack, av, container_format, with_decoding_times, write_pictures
 
 Size = tuple[int, int]
 AUDIO_TOLERANCE = 0.1
@@ -387,9 +387,8 @@ def remux_audio(video_in: tp.Union[str, Path], wav: torch.Tensor, sample_rate: i
 def _copy_pictures(container: tp.Any, stream: tp.Any, target: tp.Any, copy: tp.Any, track: AudioTrack,
                    duration: tp.Optional[float]) -> None:
     origin = stream.start_time or 0
-    for packet in container.demux(stream):
-        if packet.dts is None:
-            continue
+    step = max(1, round(1 / (stream.average_rate or 25) / stream.time_base))
+    for packet in with_decoding_times(container.demux(stream), step):
         packet.pts = None if packet.pts is None else packet.pts - origin
         packet.dts -= origin
         time = float(packet.dts * packet.time_base)

@@ -288,6 +288,20 @@ def test_new_sound_keeps_the_pictures(clip: Path, tmp_path: Path) -> None:
     assert not read_media_audio(same)[0].abs().max() > 1e-4
 
 
+@pytest.mark.parametrize('name', ['b.mkv', 'b.mp4'])
+def test_new_sound_for_a_file_without_times_of_decoding(tmp_path: Path, name: str) -> None:
+    """Matroska does not store them, and pictures are out of order in it."""
+    path = write(tmp_path / 'a.mkv', frames=pictures(25))
+    with av.open(str(path)) as container:
+        times = [packet.pts for packet in container.demux(video=0) if packet.size]
+    assert times != sorted(times)
+    for duration, count in [(None, 25), (0.8, 20)]:
+        out = remux_audio(path, torch.from_numpy(clicks(1.)), RATE, tmp_path / name, duration=duration)
+        video = read_video(out, (25.,), count / 25)
+        assert [index_of(frame) for frame in video.frames[25.]] == list(range(count))
+        assert onsets(*read_media_audio(out)) == pytest.approx(CLICKS, abs=0.003)
+
+
 def test_new_sound_for_a_part_and_for_foreign_codecs(tmp_path: Path) -> None:
     long = write(tmp_path / 'a.webm', frames=pictures(25), codec='libvpx', wav=clicks(1., 48_000),
                  audio_codec='libopus', rate=48_000)
