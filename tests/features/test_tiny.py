@@ -36,7 +36,7 @@ def test_the_features_are_what_spec_says(extractor: Extractor, item, duration: f
 
 
 def test_lengths_follow_the_duration() -> None:
-    assert TinyImage().spec(4.)['clip_features'][0] == (32, 256)
+    assert TinyImage().spec(4.)['clip_features'][0] == (32, 320)
     assert TinyMotion().spec(4.)['sync_features'][0] == (96, 512)
     assert TinyMotion(fps=25.).spec(8.)['sync_features'][0][0] == 200
     assert TinyMotion(fps=25.).spec(4.)['sync_features'][0][0] == 96, 'whole segments of eight'
@@ -80,7 +80,7 @@ def test_colours_of_what_moves() -> None:
     moving = extractor.prepare(frames)[:, -64:]
     assert torch.equal(moving[:, 3 * 16], torch.full((8,), 3.)), 'only red moves'
     assert (moving != 0).sum() == 8
-    assert not extractor.prepare(frames[:1].expand(8, -1, -1, -1))[:, -64:].any(), 'nothing moves'
+    assert not extractor.prepare(frames[:1].repeat(8, 1, 1, 1))[:, -64:].any(), 'nothing moves'
 
 
 def test_words_have_directions_of_their_own() -> None:
