@@ -58,6 +58,14 @@ def test_variant(variant):
     assert [problem for path, node in nodes(config) for problem in problems_of_node(path, node)] == []
 
 
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_another_schedule_is_that_schedule(variant):
+    """Values of the one that a variant chooses belong into its own yaml: they would be left over in another."""
+    assert main.get_xp([f'solver={variant}', 'schedule=none']).cfg.schedule is None
+    schedule = to_plain(main.get_xp([f'solver={variant}', 'schedule=inverse_sqrt']).cfg.schedule)
+    assert schedule == to_plain(OmegaConf.load(CONFIG / 'schedule' / 'inverse_sqrt.yaml'))
+
+
 @pytest.mark.parametrize('name', EXTRACTS)
 def test_extract(name):
     config = read_config(name, [])
