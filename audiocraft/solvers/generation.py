@@ -10,7 +10,7 @@ from ..data.samples import Clip, SampleWriter, read_clip
 from ..data.store_dataset import Batch
 from ..features.controls import Conditions, Control
 from ..features.online import OnlineFeatures
-from ..metrics.base import Metric
+from ..metrics.base import Metric, References
 from ..models.loaders import load_model
 from ..pages import plots
 from ..pages.samples import write_page
@@ -182,7 +182,7 @@ class GenerationSolver(base.StandardSolver):
         return folder
 
 
-def score(metrics: dict[str, Metric], generated: Clips, references: list[Clip | None]) -> dict[str, tp.Any]:
+def score(metrics: dict[str, Metric], generated: Clips, references: References) -> dict[str, tp.Any]:
     """Each metric's results over all clips; names come from the metrics."""
     results: dict[str, tp.Any] = {}
     for metric in metrics.values():
