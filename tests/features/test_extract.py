@@ -49,7 +49,7 @@ def test_a_store_of_videos(videos: Path, tmp_path: Path) -> None:
     assert store.captions == [f'square number {i}' for i in range(6)]
     assert store.rows[0].keys() == {'id', 'label', 'duration'}, 'the columns that MMAudio reads'
     assert {key: shape for key, (shape, _) in store.keys.items()} == {
-        'mean': (32, 4), 'std': (32, 4), 'clip_features': (4, 20), 'sync_features': (8, 32), 'text_features': (4, 8)}
+        'mean': (32, 4), 'std': (32, 4), 'clip_features': (4, 28), 'sync_features': (8, 32), 'text_features': (4, 8)}
     facts = store.facts
     assert (facts['sample_rate'], facts['frame_rate'], facts['duration']) == (16_000, 31.25, 1.)
     assert facts['extractors']['codec']['build_cfg'] == CODEC and facts['fps'] == {'clip_features': 4.,
