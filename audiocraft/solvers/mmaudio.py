@@ -7,6 +7,7 @@ from ..data.loaders import build_loader
 from ..data.store_dataset import Batch
 from ..flow import path, samplers
 from ..utils.config import build
+from ..utils.errors import UserError
 from .generation import GenerationSolver
 
 STAGES = ('train', 'valid', 'evaluate', 'generate')
@@ -17,7 +18,7 @@ class MMAudioSolver(GenerationSolver):
 
     def build_dataloaders(self) -> None:
         stages = [self.cfg.execute_only] if self.cfg.execute_only else STAGES
-        for stage in {*stages, 'train'}:  # dims and latent statistics come from the training store
+        for stage in dict.fromkeys([*stages, 'train']):  # dims and latent statistics come from the training store
             self.dataloaders[stage] = build_loader(self.cfg.dset[stage], self.cfg.dataset, stage=stage,
                                                    seed=self.cfg.seed)
         self.data = self.dataloaders['train'].mixture
@@ -26,14 +27,13 @@ class MMAudioSolver(GenerationSolver):
 
     def build_model(self) -> None:
         mean, std = self.data.latent_stats()
-        self.model = build(self.cfg.model, **sizes(self.data.keys), latent_mean=mean.tolist(), latent_std=std.tolist(),
-                           empty_string_feat=self.empty_text()).to(self.device)
+        model = build(self.cfg.model, **sizes(self.data.keys), latent_mean=mean.tolist(), latent_std=std.tolist(),
+                      empty_string_feat=self.empty_text())
+        self.model = self.compile(model.to(self.device))
         self.optimizer = optim.build_optimizer(self.model.parameters(), self.cfg.optim)
         self.schedule = optim.build_lr_scheduler(self.optimizer, self.cfg.schedule, self.total_updates)
         self.updater = self.build_updater(self.model.parameters(), self.optimizer, self.schedule)
-        self.register_stateful('model', 'optimizer', 'updater')
-        if self.schedule is not None:
-            self.register_stateful('schedule')
+        self.register_stateful('model', 'optimizer', 'schedule', 'updater')
         self.register_best('model')
         self.register_ema('model')
 
@@ -103,6 +103,10 @@ class MMAudioSolver(GenerationSolver):
 
 def sizes(keys: dict) -> dict[str, int]:
     """Dims and lengths of the network from the shapes of a store's keys."""
+    missing = [key for key in ('mean', 'clip_features', 'sync_features', 'text_features') if key not in keys]
+    if missing:
+        raise UserError(f'dset.train.stores: no store has {" or ".join(missing)} (there is {", ".join(keys)}). Name at '
+                        'least one store of videos with captions; stores of sound alone can stand beside it.')
     (latent_seq_len, latent_dim), (clip_seq_len, clip_dim) = keys['mean'][0], keys['clip_features'][0]
     (sync_seq_len, sync_dim), (text_seq_len, text_dim) = keys['sync_features'][0], keys['text_features'][0]
     return dict(latent_dim=latent_dim, latent_seq_len=latent_seq_len, clip_dim=clip_dim, clip_seq_len=clip_seq_len,
