@@ -261,11 +261,13 @@ def test_evaluate_in_place_needs_a_checkpoint(chain):
     assert 'no checkpoint in' in output and 'Evaluate Summary' not in output
 
 
-def test_continue_from(chain):
+def test_continue_from(chain, uninterrupted):
     output = chain.audiocraft('run', *MODEL, f'continue_from=//sig/{chain.model}', 'optim.epochs=1',
                               'optim.updates_per_epoch=1', 'evaluate.every=0', 'generate.every=0')
     assert f'continue_from=//sig/{chain.model}: loaded model from "best"' in output
     assert signature_in(output) != chain.model and 'Finished: 1 epochs, 1 updates' in output
+    found = {name.split('.')[1] for name in differences(outcome(chain.xp(signature_in(output))), uninterrupted)}
+    assert found == {'models', 'state', 'history', 'lines', 'results', 'samples'}, 'the comparison can fail'
 
 
 # -- sound for any video -----------------------------------------------------------------------------------------------
