@@ -121,7 +121,7 @@ def locate(target: tp.Any, prefixes: tp.Sequence[str] | None = None) -> tp.Any:
         raise UserError(f'Refusing to build "{target}": only objects of {listed} may be built. '
                         'Add the package to the config key `allow_targets` if you trust it.')
     found = _import_path(target)
-    # A name may begin well and, through the imports of a file, end elsewhere: what counts is where the object was defined.
+    # A name may begin well and, through the imports of a file, end elsewhere: where the object was defined counts.
     if not callable(found) or not f'{getattr(found, "__module__", None)}.'.startswith(tuple(prefixes)):
         raise UserError(f'Refusing to build "{target}": it is not a class or function of {listed}.')
     return found
