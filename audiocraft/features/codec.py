@@ -3,7 +3,7 @@ import typing as tp
 
 import torch
 
-from ..models.compression import CompressionModel
+from ..models.compression import CompressionModel, Posterior
 from ..models.loaders import load_compression_model
 from .base import Extractor, Spec
 
@@ -37,6 +37,7 @@ class Codec(Extractor):
     def forward(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
         """Encode waveforms `[B, C, T]`."""
         posterior = self.model.encode(batch)
+        assert isinstance(posterior, Posterior)
         return {'mean': posterior.mean.mT, 'std': posterior.std.mT}
 
     def identity(self) -> dict[str, tp.Any]:

@@ -3,12 +3,15 @@
 The latents are made for a flow network: few dims, one stride of two, a Gaussian posterior whose KL divergence to the
 standard normal is weighted lightly (Kingma and Welling, "Auto-Encoding Variational Bayes", 2013, appendix B).
 """
+import typing as tp
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from ..modules.mel import LogMel
-from .compression import CompressionModel, Posterior, Reconstruction
+from ..utils.random import Draws
+from .compression import CompressionModel, Encoded, Posterior, Reconstruction
 
 
 class ChannelNorm(nn.Module):
@@ -136,26 +139,16 @@ class MelVAE(CompressionModel):
         with torch.no_grad():  # a graph through all iterations would take gigabytes, for gradients that nobody wants
             return self.mel.griffin_lim(log_mel, n_iter=self.griffin_lim_iter).unsqueeze(1)
 
-    def decode(self, latents: torch.Tensor, num_samples: int | None = None) -> torch.Tensor:
+    def decode(self, encoded: torch.Tensor | Encoded, num_samples: int | None = None) -> torch.Tensor:
         """Decode latents `[B, D, T']` to waveforms `[B, 1, T]`, cut or padded to `num_samples` when given."""
+        latents = encoded.mean if isinstance(encoded, Posterior) else tp.cast(torch.Tensor, encoded)
         wav = self.vocode(self.decode_mel(latents))
         return wav if num_samples is None else F.pad(wav, (0, num_samples - wav.shape[-1]))
 
-    def forward(self, wav: torch.Tensor, noise: torch.Tensor | None = None) -> Reconstruction:
-        """Reconstruct the normalised log-mel of waveforms `[B, 1, T]`.
-
-        Args:
-            wav (torch.Tensor): waveforms, `[B, 1, T]`.
-            noise (torch.Tensor or None): standard normal `[B, D, T']` for the latents; with None they are the mean.
-        """
+    def forward(self, wav: torch.Tensor, draws: Draws | None = None) -> Reconstruction:
+        """Reconstruct the normalised log-mel of waveforms `[B, 1, T]`; without `draws` the latents are the means."""
         target = (self.log_mel(wav) - self.data_mean) / self.data_std
         posterior = self.encode_mel(target)
-        latents = posterior.mean if noise is None else posterior.sample(noise)
+        latents = posterior.mean if draws is None else posterior.sample(draws.randn(*posterior.mean.shape[1:]))
         metrics = {'latent_std': latents.detach().std(), 'posterior_std': posterior.std.detach().mean()}
-        return Reconstruction(self.decoder(latents), target, kl_divergence(posterior), metrics)
-
-
-def kl_divergence(posterior: Posterior) -> torch.Tensor:
-    """KL divergence to the standard normal, in nats per latent element (mean over `[B, D, T']`)."""
-    mean, std = posterior.mean, posterior.std
-    return 0.5 * (mean.square() + std.square() - 1.).mean() - std.log().mean()
+        return Reconstruction(self.decoder(latents), target, posterior.kl_divergence(), metrics=metrics)

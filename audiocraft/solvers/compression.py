@@ -87,9 +87,9 @@ class CompressionSolver(base.StandardSolver):
     def run_step(self, idx: int, batch: AudioBatch, metrics: Metrics) -> Metrics:
         """One update; outside of train the latents are the means of their posteriors."""
         wav = batch.to(self.device, non_blocking=True).audio
-        noise = self.draws(len(batch)).randn(*self.model.latent_shape(wav.shape[-1])) if self.is_training else None
+        draws = self.draws(len(batch)) if self.is_training else None
         with self.autocast():
-            loss = self.loss(self.model(wav, noise), metrics)
+            loss = self.loss(self.model(wav, draws), metrics)
         if self.is_training:
             metrics.update(self.updater(loss))
         return metrics
@@ -112,7 +112,7 @@ class CompressionSolver(base.StandardSolver):
         for batch in loader:
             self.check_stop()
             wav = batch.audio.to(self.device)
-            decoded = self.model.decode(self.model.encode(wav).mean, num_samples=wav.shape[-1]).cpu()
+            decoded = self.model.decode(self.model.encode(wav), num_samples=wav.shape[-1]).cpu()
             for clip_id, made, true in zip(batch.ids, decoded, batch.audio):
                 yield (Clip(clip_id, made, self.model.sample_rate),
                        Clip(clip_id, true, self.model.sample_rate, media=paths[clip_id],

@@ -153,7 +153,7 @@ class GenerationSolver(base.StandardSolver):
     def reconstruct(self, wav: torch.Tensor) -> torch.Tensor:
         """A waveform `[C, T]` through the codec and back."""
         batch = wav.mean(0, keepdim=True)[None] if self.codec.channels == 1 else wav[None]
-        decoded = self.codec.decode(self.codec.encode(batch.to(self.device)).mean, num_samples=wav.shape[-1])
+        decoded = self.codec.decode(self.codec.encode(batch.to(self.device)), num_samples=wav.shape[-1])
         return decoded[0].cpu()
 
     def training_clips(self, limit: int) -> Clips:

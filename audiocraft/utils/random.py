@@ -101,6 +101,10 @@ class Draws:
     def _cut(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor[self.start: self.start + self.size].to(self.device, non_blocking=True)
 
+    def uniform(self) -> float:
+        """Return one number in [0, 1) that is the same on all ranks and for all micro-batches."""
+        return float(torch.rand((), generator=self.generator))
+
     def randn(self, *shape: int) -> torch.Tensor:
         """Return normal numbers `[size, *shape]`, float32."""
         return self._cut(torch.randn(self.total, *shape, generator=self.generator))

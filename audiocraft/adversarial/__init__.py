@@ -1,0 +1,1 @@
+"""Discriminators and what they are trained for."""

@@ -1,0 +1,1 @@
+"""What a reconstruction costs, by name and weight in a config."""

@@ -1,0 +1,1 @@
+"""Bottlenecks of compression models."""
