@@ -6,10 +6,10 @@ import torch
 from audiocraft.models.compression import CompressionModel, Posterior
 from audiocraft.models.loaders import load_compression_model, load_model
 from audiocraft.models.mel_vae import MelVAE
-from audiocraft.utils.random import Draws
 from audiocraft.utils.checkpoint import save_checkpoint
 from audiocraft.utils.config import build
 from audiocraft.utils.errors import UserError
+from audiocraft.utils.random import Draws
 
 TINY = {'_target_': 'audiocraft.models.mel_vae.MelVAE', 'latent_dim': 4, 'width': 16, 'depth': 1,
         'griffin_lim_iter': 2}
@@ -87,8 +87,8 @@ def test_it_learns_to_reconstruct(model: MelVAE) -> None:
     model.fit_statistics([wav])
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     losses = []
-    for _ in range(40):
-        result = model(wav, torch.randn(4, *model.latent_shape(wav.shape[-1])))
+    for update in range(40):
+        result = model(wav, Draws(1, update, total=4))
         loss = (result.output - result.target).abs().mean() + 0.01 * result.penalty
         optimizer.zero_grad()
         loss.backward()
