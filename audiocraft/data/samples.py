@@ -29,6 +29,9 @@ class Clip:
         caption (str): text, or ''.
         media (Path or None): the file with its sound, and pictures if it has any.
         events (list of dict or None): what happens in it, each with 'time' (seconds) and 'kind'; None if not known.
+        codes (torch.Tensor or None): `[K, T']`, what a discrete compression model made of it.
+        frame_rate (float or None): of the codes or latents that it was decoded from, per second.
+        bins (int or None): entries of each codebook of that model.
     """
     id: str
     audio: torch.Tensor
@@ -36,6 +39,9 @@ class Clip:
     caption: str = ''
     media: tp.Optional[Path] = None
     events: tp.Optional[list[Event]] = None
+    codes: tp.Optional[torch.Tensor] = None
+    frame_rate: tp.Optional[float] = None
+    bins: tp.Optional[int] = None
 
 
 def find_media(folder: tp.Union[str, Path], clip_id: str) -> tp.Optional[Path]:
