@@ -21,30 +21,46 @@ class Entry:
     """One external weight file.
 
     Args:
-        name (str): how configs and commands call it (`//pretrained/NAME`).
+        name (str): how configs and commands call it (`//pretrained/NAME`; the name of a `repo` that only one entry
+            has will do too).
         file (str): its file name.
         repo (str or None): repository on the Hugging Face hub, with `repo_file` the path in it.
         url (str or None): where `fetch` takes it from when there is no repository.
-        digest (str): `sha256:...`, or `md5:...` where that is what its authors publish.
+        digest (str or None): `sha256:...`, or `md5:...` where that is what its authors publish; None where they publish
+            none that we know, so that nothing can be compared.
         licence (str): the licence of the weights.
         used_by (str): what needs it.
+        beside (tuple of str): small files of the same folder that it cannot be read without (a config).
+        instead (tuple of str): other names of the file, in other formats, that will do as well.
     """
 
     name: str
     file: str
-    digest: str
+    digest: str | None
     licence: str
     used_by: str
     repo: str | None = None
     repo_file: str | None = None
     url: str | None = None
+    beside: tuple[str, ...] = ()
+    instead: tuple[str, ...] = ()
+
+    def address(self, file: str) -> str | None:
+        """Where a file of the repository is."""
+        return f'https://huggingface.co/{self.repo}/resolve/main/{file}' if self.repo else None
 
     @property
     def source(self) -> str | None:
         """The address that `fetch` reads."""
-        if self.repo is not None:
-            return f'https://huggingface.co/{self.repo}/resolve/main/{self.repo_file or self.file}'
-        return self.url
+        return self.address(self.repo_file or self.file) or self.url
+
+    def in_folder(self, folder: Path, file: str) -> Path | None:
+        """The file in a folder, or what does instead, if all that belongs to it is there."""
+        for name in (file, *self.instead):
+            path = folder / name
+            if path.exists() and all((path.parent / other).exists() for other in self.beside):
+                return path
+        return None
 
 
 _NC = 'CC-BY-NC 4.0'
@@ -55,6 +71,15 @@ def _mmaudio(variant: str, md5: str) -> Entry:
     file = f'mmaudio_{variant}.pth'
     return Entry(f'mmaudio_{variant}', file, f'md5:{md5}', _NC, f'model mmaudio, variant {variant}',
                  repo=_MMAUDIO_HUB, repo_file=f'weights/{file}')
+
+
+def _encodec(rate: str, used_by: str) -> Entry:
+    return Entry(f'encodec_{rate}', 'model.safetensors', None, _NC, used_by, repo=f'facebook/encodec_{rate}',
+                 beside=('config.json',), instead=('pytorch_model.bin',))
+
+
+def _codec(name: str, repo: str, used_by: str) -> Entry:
+    return Entry(name, 'compression_state_dict.bin', None, _NC, used_by, repo=repo)
 
 
 def _mmaudio_part(name: str, file: str, md5: str, used_by: str) -> Entry:
@@ -72,6 +97,11 @@ _ENTRIES = [
     _mmaudio_part('bigvgan_16k', 'best_netG.pt', 'eeaf372a38a9c31c362120aba2dde292', 'the 16 kHz vocoder'),
     _mmaudio_part('synchformer', 'synchformer_state_dict.pth', '5b2f5594b0730f70e41e549b7c94390c',
                   'the motion features of mmaudio'),
+    _encodec('24khz', 'the causal EnCodec of the paper, up to 24 kb/s'),
+    _encodec('32khz', 'the codec of MusicGen'),
+    _encodec('48khz', 'the stereo EnCodec of the paper'),
+    _codec('audiogen_codec', 'facebook/audiogen-medium', 'the codec of AudioGen'),
+    _codec('melodyflow_codec', 'facebook/melodyflow-t24-30secs', 'the continuous codec of MelodyFlow'),
 ]
 
 
@@ -81,10 +111,13 @@ def entries() -> list[Entry]:
 
 
 def entry(name: str) -> Entry:
-    """The entry with this name. Raises `UserError`, with the names there are, when there is none."""
+    """The entry with this name, or of this repository. Raises `UserError`, with the names there are, without one."""
     for candidate in _ENTRIES:
         if candidate.name == name:
             return candidate
+    of_repo = [candidate for candidate in _ENTRIES if candidate.repo == name]
+    if len(of_repo) == 1:
+        return of_repo[0]
     names = ', '.join(candidate.name for candidate in _ENTRIES)
     raise UserError(f'There are no weights called "{name}" in the registry; it has {names}.')
 
@@ -95,14 +128,19 @@ def weights_folder() -> Path:
     return Path(chosen).expanduser() if chosen else Path.home() / '.cache' / 'audiocraft' / 'weights'
 
 
+def _hub_cache(repo: str) -> Path:
+    """Where the local hub cache keeps a repository."""
+    cache = os.environ.get('HF_HUB_CACHE') or Path(os.environ.get('HF_HOME') or '~/.cache/huggingface') / 'hub'
+    return Path(cache).expanduser() / f'models--{repo.replace("/", "--")}'
+
+
 def _hub_snapshots(wanted: Entry) -> list[Path]:
-    """Where the local hub cache would hold this file, newest first."""
+    """Where the local hub cache holds this file, newest first."""
     if wanted.repo is None:
         return []
-    cache = os.environ.get('HF_HUB_CACHE') or Path(os.environ.get('HF_HOME') or '~/.cache/huggingface') / 'hub'
-    folder = Path(cache).expanduser() / f'models--{wanted.repo.replace("/", "--")}' / 'snapshots'
-    found = [path / (wanted.repo_file or wanted.file) for path in folder.glob('*')]
-    return sorted((path for path in found if path.exists()), key=lambda path: path.stat().st_mtime, reverse=True)
+    folders = (_hub_cache(wanted.repo) / 'snapshots').glob('*')
+    found = [path for folder in folders if (path := wanted.in_folder(folder, wanted.repo_file or wanted.file))]
+    return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
 def find(name: str, path: str | Path | None = None) -> Path:
@@ -113,12 +151,15 @@ def find(name: str, path: str | Path | None = None) -> Path:
             raise UserError(f'The weights "{name}" should be at {given}, where there is nothing.')
         return given
     wanted = entry(name)
-    home = weights_folder() / name / wanted.file
-    for candidate in [home, *_hub_snapshots(wanted)]:
-        if candidate.exists():
+    home = weights_folder() / wanted.name
+    for candidate in [wanted.in_folder(home, wanted.file), *_hub_snapshots(wanted)]:
+        if candidate is not None:
             return candidate
-    raise UserError(f'The weights "{name}" ({wanted.used_by}) are not on this machine: put {wanted.file} at {home}, or '
-                    f'run `python -m audiocraft weights fetch {name}` (licence: {wanted.licence}).')
+    also = f' with {" and ".join(wanted.beside)} beside it' if wanted.beside else ''
+    cache = f' or {_hub_cache(wanted.repo)}' if wanted.repo else ''
+    raise UserError(f'The weights "{wanted.name}" ({wanted.used_by}) are not on this machine (not in {home}{cache}): '
+                    f'put {wanted.file} at {home / wanted.file}{also}, or run '
+                    f'`python -m audiocraft weights fetch {wanted.name}` (licence: {wanted.licence}).')
 
 
 def _digest(path: Path, kind: str) -> str:
@@ -134,6 +175,9 @@ def verify(name: str) -> Path:
 
 
 def _check(path: Path, wanted: Entry) -> None:
+    if wanted.digest is None:
+        logger.warning('%s: its authors publish no digest that we know, so that it was not compared.', path)
+        return
     kind, expected = wanted.digest.split(':')
     got = _digest(path, kind)
     if got != expected:
@@ -149,22 +193,31 @@ def _open(address: str) -> tp.Any:
 def fetch(name: str, opener: tp.Callable[[str], tp.Any] = _open) -> Path:
     """Download these weights to `weights_folder()`, check them, and return their path. The only use of the network."""
     wanted = entry(name)
-    target = weights_folder() / name / wanted.file
+    target = weights_folder() / wanted.name / wanted.file
+    for other in wanted.beside:
+        if not target.with_name(other).exists() and (address := wanted.address(other)):
+            _download(address, target.with_name(other), opener)
     if target.exists():
         _check(target, wanted)
         return target
     if wanted.source is None:
         raise UserError(f'The weights "{name}" have no public address: put {wanted.file} at {target}.')
+    return _download(wanted.source, target, opener, wanted)
+
+
+def _download(address: str, target: Path, opener: tp.Callable[[str], tp.Any], wanted: Entry | None = None) -> Path:
+    """Download a file, whole or not at all; with an entry its digest is compared first."""
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f'{target.name}.part{os.getpid()}')
     try:
-        with opener(wanted.source) as answer, part.open('wb') as file:
+        with opener(address) as answer, part.open('wb') as file:
             while chunk := answer.read(1 << 20):
                 file.write(chunk)
-        _check(part, wanted)
+        if wanted is not None:
+            _check(part, wanted)
         part.replace(target)
     except OSError as error:
-        raise UserError(f'Could not fetch {wanted.source}: {error}.') from error
+        raise UserError(f'Could not fetch {address}: {error}.') from error
     finally:
         part.unlink(missing_ok=True)
     return target

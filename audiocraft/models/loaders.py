@@ -1,5 +1,6 @@
-"""Load a model from an XP, with no solver: the checkpoint says how the model was built."""
+"""Load a model with no solver, from an XP (its checkpoint says how it was built), an export, or a published file."""
 import logging
+import re
 import typing as tp
 from pathlib import Path
 
@@ -11,6 +12,10 @@ from ..utils.checkpoint import Checkpoint, list_checkpoints, load_latest, read_c
 from ..utils.config import rebuild
 from ..utils.errors import UserError
 from .compression import CompressionModel
+from .exported import is_exported, read_exported
+from .published.audiocraft import FILE as AUDIOCRAFT_FILE
+from .published.audiocraft import load_codec
+from .published.transformers import CONFIG, WEIGHTS, is_encodec_folder, load_encodec
 
 logger = logging.getLogger(__name__)
 
@@ -18,17 +23,50 @@ logger = logging.getLogger(__name__)
 PREFERENCE = ('best', 'ema', 'model')
 
 
+def _reader(path: Path) -> tp.Callable[[], CompressionModel] | None:
+    """What reads a published codec, or None where there is none."""
+    if path.is_file():
+        if path.name in (*WEIGHTS, CONFIG) and is_encodec_folder(path.parent):
+            return lambda: load_encodec(path.parent)
+        return (lambda: load_codec(path)) if path.suffix in ('.bin', '.th') else None
+    if is_exported(path):
+        return None
+    if (path / AUDIOCRAFT_FILE).is_file():
+        return lambda: load_codec(path)
+    return (lambda: load_encodec(path)) if is_encodec_folder(path) else None
+
+
+def is_published(path: Path) -> bool:
+    """Whether a file or folder is a codec as AudioCraft exports it or as `transformers` stores it."""
+    return _reader(path) is not None
+
+
+def _resolve(reference: str | Path) -> Path:
+    path = resolve_path(str(reference))
+    if not path.exists():
+        hub = f' The published model is //pretrained/{reference}.' if re.fullmatch(r'facebook/\S+', str(path)) else ''
+        raise UserError(f'{reference}: there is no such XP or checkpoint, export or published codec ({path}).{hub}')
+    return path
+
+
 def find_checkpoint(reference: str | Path) -> Checkpoint:
     """Read the newest whole checkpoint that a reference means; changes nothing on disk.
 
+    A model that was exported or published comes as a checkpoint of its weights alone.
+
     Args:
-        reference (str or Path): `//sig/SIG`, the folder of an XP, its `checkpoints` folder or one checkpoint.
+        reference (str or Path): `//sig/SIG`, the folder of an XP, its `checkpoints` folder, one checkpoint, an export,
+            `//pretrained/NAME` or another published codec.
     Raises:
         UserError: there is no such folder, or no checkpoint in it yet.
     """
-    path = resolve_path(str(reference))
-    if not path.exists():
-        raise UserError(f'{reference}: there is no such XP or checkpoint ({path}).')
+    path = _resolve(reference)
+    if is_exported(path):
+        return read_exported(path)
+    if (read := _reader(path)) is not None:
+        model = read()
+        return Checkpoint(path=path, update=0, models={'model': model.state_dict()},
+                          state={'models': {'model': getattr(model, 'build_cfg', None)}})
     if (path / 'COMMIT').exists():
         return read_checkpoint(path)
     folder = path / 'checkpoints' if (path / 'checkpoints').is_dir() else path
@@ -58,13 +96,16 @@ def load_model(reference: str | Path, device: str | torch.device = 'cpu', which:
     """Load a trained model, in evaluation mode.
 
     Args:
-        reference (str or Path): `//sig/SIG`, the folder of an XP, its `checkpoints` folder or one checkpoint.
+        reference (str or Path): `//sig/SIG`, the folder of an XP, its `checkpoints` folder, one checkpoint, the folder
+            of an export, or a published codec (see `load_compression_model`).
         device (str or torch.device): where to put it.
         which (str or None): `best`, `ema` or `model`; what is absent gives way to the next one of these.
         name (str): name under which the solver keeps the model.
     Raises:
         UserError: no such XP, no checkpoint yet, or a checkpoint that does not tell how its model was built.
     """
+    if (read := _reader(_resolve(reference))) is not None:
+        return read().to(device).eval()
     checkpoint = find_checkpoint(reference)
     configs: dict[str, tp.Any] = checkpoint.state.get('models') or {}
     if not configs.get(name):
@@ -80,9 +121,19 @@ def load_model(reference: str | Path, device: str | torch.device = 'cpu', which:
 
 def load_compression_model(reference: str | Path, device: str | torch.device = 'cpu',
                            which: str | None = None) -> CompressionModel:
-    """Load a model that turns audio into latents and back; see `load_model`."""
+    """Load a model that turns audio into latents or codes and back, in evaluation mode.
+
+    Args:
+        reference (str or Path): as for `load_model`. Published codecs are `//pretrained/NAME` (for instance
+            `//pretrained/facebook/encodec_32khz`), a folder of `transformers` (`config.json` and weights), or
+            AudioCraft's `compression_state_dict.bin`, whatever its name, or the folder that holds it.
+        device (str or torch.device): where to put it.
+        which (str or None): of an XP: `best`, `ema` or `model`.
+    Raises:
+        UserError: there is no such model, it is not on this machine, or it is no compression model.
+    """
     model = load_model(reference, device, which)
     if not isinstance(model, CompressionModel):
         raise UserError(f'{reference} is a {type(model).__name__}, not a compression model: give the XP of a '
-                        '`solver=compression/...`.')
+                        '`solver=compression/...`, or a published codec.')
     return model

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..environment import resolve_path
-from ..models.loaders import find_checkpoint
+from ..models.loaders import find_checkpoint, is_published
 from ..utils.averager import Averager
 from ..utils.checkpoint import Checkpoint, State, read_tensors
 from ..utils.config import diff, from_yaml, to_plain
@@ -248,11 +248,12 @@ def continue_from(solver: tp.Any, reference: str) -> None:
     """Load the weights of another XP or of a file into a solver; optimizer, EMA and history start anew.
 
     Args:
-        reference (str): `//sig/SIG`, `//reference/PATH`, `//pretrained/NAME`, the folder of an XP or of one
-            checkpoint, a safetensors file. Of a checkpoint the best state is taken, else the EMA, else the last.
+        reference (str): `//sig/SIG`, `//reference/PATH`, `//pretrained/NAME`, the folder of an XP, of one checkpoint
+            or of an export, a safetensors file, a published codec. Of a checkpoint the best state is taken, else the
+            EMA, else the last.
     """
     path = resolve_path(reference)
-    if path.is_file():
+    if path.is_file() and not is_published(path):
         where, weights = _weights_of(path)
     else:
         checkpoint = find_checkpoint(reference)
