@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from .norm_conv import NormConv1d, NormConvTranspose1d
 
-PAD_MODES = ('constant', 'reflect', 'replicate', 'circular')
+PAD_MODES = ('constant', 'reflect', 'replicate')
 
 
 def extra_padding(length: int, stride: int) -> int:
@@ -46,7 +46,7 @@ class StreamableConv1d(nn.Module):
         in_channels, out_channels, kernel_size, stride, dilation, groups, bias: as for `nn.Conv1d`.
         causal (bool): whether all padding but what completes the last stride is on the left.
         norm (str), norm_kwargs (dict or None): see `NormConv1d`.
-        pad_mode (str): `constant` (zeros), `reflect`, `replicate` or `circular`. Reflection makes the first outputs
+        pad_mode (str): `constant` (zeros), `reflect` or `replicate`. Reflection makes the first outputs
             of a causal layer depend on later input; with zeros no output does.
     """
 
