@@ -103,6 +103,16 @@ def all_reduce(tensor: torch.Tensor, op: str = 'sum') -> torch.Tensor:
     return tensor
 
 
+def broadcast(tensor: torch.Tensor, src: int = 0) -> torch.Tensor:
+    """Give all processes the tensor of process `src`, in place, and return it."""
+    if is_distributed():
+        moved = tensor.to(_device())
+        distributed.broadcast(moved, src)
+        if moved is not tensor:
+            tensor.copy_(moved)
+    return tensor
+
+
 def agree(flag: bool) -> bool:
     """True on all processes as soon as it is on one."""
     if not is_distributed():
