@@ -5,11 +5,11 @@ import typing as tp
 from pathlib import Path
 
 from ..utils.errors import UserError
-from .audio import read_audio
-from .audio_dataset import media_duration
+from .audio import audio_info, read_audio
+from .layout import StoreFiles
 from .manifest import iter_table
 from .media import AUDIO_SUFFIXES, CONTAINER_AUDIO_SUFFIXES, VIDEO_SUFFIXES
-from .store import StoreFiles, check_store
+from .store import check_store
 
 MEDIA_SUFFIXES = (*VIDEO_SUFFIXES, *AUDIO_SUFFIXES, *CONTAINER_AUDIO_SUFFIXES)
 LINE_SUFFIXES = ('.jsonl', '.jsonl.gz')
@@ -64,7 +64,7 @@ def _media_problems(path: Path, deep: bool) -> list[str]:
         if deep:
             wav, _ = read_audio(path)
             return [] if bool(wav.isfinite().all()) else [f'{path}: its samples are not finite.']
-        media_duration(path)
+        audio_info(path)
     except UserError as error:
         return [str(error)]
     return []

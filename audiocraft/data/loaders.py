@@ -13,10 +13,12 @@ import numpy as np
 import torch
 
 from ..utils.errors import UserError
+from .layout import Spec, frame_shape, is_ragged
 from .mixture import Mixture
+from .ragged import RaggedOptions, RaggedReader
 from .readahead import Readahead, available_memory
 from .sampler import BatchSampler
-from .store import Spec, Store
+from .store import Store
 from .store_dataset import Batch
 
 logger = logging.getLogger(__name__)
@@ -36,11 +38,12 @@ def _readable(size: float) -> str:
 
 
 class _Buffers:
-    """Memory for one batch on this rank: a tensor for each key, and the same memory as bytes."""
+    """Memory for one batch on this rank: a tensor for each key, and the same memory as bytes; ragged keys apart."""
 
-    def __init__(self, keys: dict[str, Spec], size: int, pin: bool):
-        self.tensors = {key: torch.empty(size, *shape, dtype=dtype, pin_memory=pin)
-                        for key, (shape, dtype) in keys.items()}
+    def __init__(self, keys: dict[str, Spec], size: int, pin: bool, ragged: RaggedReader):
+        self.tensors = {key: torch.empty(size, *frame_shape(spec), dtype=spec[1], pin_memory=pin)
+                        for key, spec in keys.items() if not is_ragged(spec)}
+        self.ragged = ragged.buffers(pin)
         self.raw = {key: _as_bytes(tensor) for key, tensor in self.tensors.items()}
         self.copies: list[tp.Any] = []
 
@@ -68,6 +71,9 @@ class StoreLoader:
         drop_last (bool): leave a short last batch out.
         rank, world_size (int): the contiguous part of each batch that is read here.
         check_finite (bool): refuse NaN and infinities, naming the ids.
+        padding (dict or None): ragged key -> what stands behind the end of shorter items, 0 by default.
+        windows (dict or None): ragged key -> the most frames of an item that a batch gets: of longer items one window,
+            anywhere when `shuffle` (a function of seed, batch and item), else the beginning.
         readahead (bool or None): announce reads to the system; None: until every batch was read once, and always when
             the stores are larger than the memory.
         name (str): what it is called in logs.
@@ -76,14 +82,17 @@ class StoreLoader:
     def __init__(self, mixture: Mixture, *, batch_size: int, seed: int = 0, shuffle: bool = False, threads: int = 1,
                  buffers: int = 4, pin: bool | None = None, infinite: bool = False, drop_last: bool = False,
                  rank: int = 0, world_size: int = 1, check_finite: bool = False, readahead: bool | None = None,
+                 padding: tp.Mapping[str, float] | None = None, windows: tp.Mapping[str, int] | None = None,
                  name: str = 'data'):
         self.mixture, self.threads, self.check_finite, self.name = mixture, threads, check_finite, name
         self.sampler = BatchSampler(len(mixture), batch_size, seed, shuffle, drop_last, rank, world_size, infinite)
         self.buffers = max(buffers, HELD + max(1, threads))
         self.pin = torch.cuda.is_available() if pin is None else pin
         self.batch_size = batch_size
-        self._views = {id(store): {key: _as_bytes(store.tensors[key]) for key in mixture.keys if key in store.keys}
-                       for store in mixture.stores}
+        self._ragged = RaggedReader(mixture.stores, mixture.keys, RaggedOptions(
+            dict(padding or {}), dict(windows or {}), random=shuffle, seed=seed))
+        self._views = {id(store): {key: _as_bytes(store.tensors[key]) for key, spec in mixture.keys.items()
+                                   if key in store.keys and not is_ragged(spec)} for store in mixture.stores}
         for store in mixture.stores:
             store.ids, store.captions  # noqa: B018  read the tables now, not in several threads
         self._pool: list[_Buffers] = []
@@ -144,7 +153,7 @@ class StoreLoader:
         """Hand out buffers for an iteration, made when there are too few."""
         lent = [self._pool.pop() for _ in range(min(count, len(self._pool)))]
         size = self.sampler.local_batch_size
-        return lent + [_Buffers(self.mixture.keys, size, self.pin) for _ in range(count - len(lent))]
+        return lent + [_Buffers(self.mixture.keys, size, self.pin, self._ragged) for _ in range(count - len(lent))]
 
     def take_back(self, buffers: tp.Iterable[_Buffers]) -> None:
         """Keep buffers for the next iteration."""
@@ -158,24 +167,37 @@ class StoreLoader:
         places = [self.mixture.locate(row) for row in self.sampler.batch(number)]
         try:
             self._announce(places)
-            return self._read(places, buffers)
+            return self._read(places, buffers, self.sampler.span(number)[0])
         except UserError:
             raise
         except Exception as error:
             names = ', '.join(str(store.files.folder) for store in {id(s): s for s, _ in places}.values())
             raise RuntimeError(f'Reading batch {number} of {names} failed: {error}') from error
 
-    def _read(self, places: list[tuple[Store, int]], buffers: _Buffers) -> Batch:
-        tensors, rows = {}, {}
+    def _read(self, places: list[tuple[Store, int]], buffers: _Buffers, first: int) -> Batch:
+        tensors, rows, lengths = {}, {}, {}
         for key in self.mixture.keys:
             having = [position for position, (store, _) in enumerate(places) if key in store.keys]
-            tensors[key] = buffers.tensors[key][:len(having)]
-            self._fill(key, [places[position] for position in having], tensors[key], buffers.raw[key])
             if len(having) < len(places):
                 rows[key] = torch.tensor(having, dtype=torch.int64)
+            there = [places[position] for position in having]
+            if key in buffers.ragged:
+                tensors[key], sizes = self._read_ragged(key, there, [first + i for i in having], buffers)
+                lengths[key] = torch.zeros(len(places), dtype=torch.int64)
+                lengths[key][having] = torch.tensor(sizes, dtype=torch.int64)
+                continue
+            tensors[key] = buffers.tensors[key][:len(having)]
+            self._fill(key, there, tensors[key], buffers.raw[key])
         ids = [store.ids[row] for store, row in places]
         captions = [store.captions[row] for store, row in places]
-        return Batch(ids, captions, tensors, rows, buffers.copies)
+        return Batch(ids, captions, tensors, rows, lengths, buffers.copies)
+
+    def _read_ragged(self, key: str, places: list[tuple[Store, int]], positions: list[int],
+                     buffers: _Buffers) -> tuple[torch.Tensor, list[int]]:
+        tensor, sizes = self._ragged.read(key, places, positions, buffers.ragged[key])
+        if self.check_finite and not _all_finite(tensor):
+            _refuse(key, places, tensor)
+        return tensor, sizes
 
     def _fill(self, key: str, places: list[tuple[Store, int]], tensor: torch.Tensor, raw: np.ndarray) -> None:
         """Copy rows, and look at them while they are in the cache of the processor."""
@@ -205,8 +227,8 @@ class StoreLoader:
         if self._asker is None:
             self._asker = Readahead(self.mixture.stores, self.mixture.keys)
         for store, row in places:
-            for key in self._views[id(store)]:
-                self._asker.ask(store, key, [row])
+            for key in self.mixture.keys:
+                self._asker.ask(store, key, row)
 
 
 def _refuse(key: str, places: list[tuple[Store, int]], tensor: torch.Tensor) -> tp.NoReturn:
@@ -323,7 +345,8 @@ def build_loader(dset_stage: tp.Mapping[str, tp.Any] | None, dataset: tp.Mapping
     Args:
         dset_stage (dict): `stores`, a list of paths or `{path, repeat}`; optionally `keys`, the tensors to read.
         dataset (dict): `batch_size` (global), `num_workers` (threads), `check_finite`, and under the name of a stage
-            `num_samples` (the first so many rows) and `batch_size`.
+            `num_samples` (the first so many rows) and `batch_size`. For ragged keys also `padding` and `windows`, see
+            `StoreLoader`.
         stage (str): `train`, `valid`, `evaluate` or `generate`.
         seed (int): seed of the order.
         rank, world_size (int): which part of each batch is read here.
@@ -340,4 +363,5 @@ def build_loader(dset_stage: tp.Mapping[str, tp.Any] | None, dataset: tp.Mapping
     return StoreLoader(
         mixture, batch_size=own.get('batch_size') or dataset['batch_size'], seed=seed,
         threads=dataset.get('num_workers', 1), rank=rank, world_size=world_size, name=stage,
-        check_finite=dataset.get('check_finite', True), **STAGE_DEFAULTS.get(stage, {}))
+        check_finite=dataset.get('check_finite', True), padding=own.get('padding', dataset.get('padding')),
+        windows=own.get('windows', dataset.get('windows')), **STAGE_DEFAULTS.get(stage, {}))

@@ -8,12 +8,13 @@ import torch
 
 from ..environment import resolve_path
 from ..utils.errors import UserError
+from .layout import Spec, describe_keys, ragged_keys
 from .manifest import Row
-from .store import Spec, Store, describe_keys
+from .store import Store
 
 logger = logging.getLogger(__name__)
 
-SHARED_FACTS = ('sample_rate', 'frame_rate', 'duration')
+SHARED_FACTS = ('sample_rate', 'frame_rate')
 Source = tp.Union[str, Path, Store, tp.Mapping[str, tp.Any]]
 
 
@@ -21,7 +22,7 @@ class Mixture:
     """The rows of several stores one after the other, each store `repeat` times in a row.
 
     Stores may lack keys (audio without video): their items come without them. What stores share must agree: shapes,
-    dtypes, rates, durations and the extractors that made a key.
+    dtypes, rates, durations (but for stores with ragged keys) and the extractors that made a key.
 
     Args:
         sources (list): paths, stores, or dicts `{'path': ..., 'repeat': 5}`.
@@ -169,7 +170,9 @@ def _check_facts(stores: tp.Sequence[Store]) -> None:
     stated: dict[str, tuple[tp.Any, Store]] = {}
     for store in stores:
         facts = store.facts or {}
-        values = {name: facts[name] for name in SHARED_FACTS if facts.get(name) is not None}
+        # With ragged keys the items differ in duration in any case, and that of the facts is the longest.
+        shared = SHARED_FACTS if ragged_keys(store.keys) else (*SHARED_FACTS, 'duration')
+        values = {name: facts[name] for name in shared if facts.get(name) is not None}
         extractors = facts.get('extractors')
         if isinstance(extractors, dict):
             values |= {f'extractors.{name}': value for name, value in extractors.items()}

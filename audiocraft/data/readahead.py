@@ -3,7 +3,8 @@ import os
 import typing as tp
 from pathlib import Path
 
-from .store import Store, row_bytes
+from .layout import row_bytes
+from .store import Store
 
 
 def available_memory() -> int | None:
@@ -35,12 +36,14 @@ class Readahead:
                     descriptor = os.open(store.files.memmap(key), os.O_RDONLY)
                     self._files[id(store), key] = descriptor, row_bytes(store.keys[key])
 
-    def ask(self, store: Store, key: str, rows: tp.Iterable[int]) -> None:
-        """Have the system read these rows of a tensor in the background."""
+    def ask(self, store: Store, key: str, row: int) -> None:
+        """Have the system read an item of a tensor in the background."""
         descriptor, size = self._files.get((id(store), key), (-1, 0))
-        if descriptor >= 0:
-            for row in rows:
-                os.posix_fadvise(descriptor, row * size, size, os.POSIX_FADV_WILLNEED)
+        if descriptor < 0:
+            return
+        first, last = store.offsets[key][row:row + 2].tolist() if key in store.offsets else (row, row + 1)
+        if last > first:  # a length of 0 would stand for all of the file
+            os.posix_fadvise(descriptor, first * size, (last - first) * size, os.POSIX_FADV_WILLNEED)
 
     def close(self) -> None:
         """Close the files."""

@@ -58,12 +58,15 @@ class BatchSampler:
 
     def batch(self, number: int) -> list[int]:
         """Return the rows of this rank in batch `number`; [] behind the end."""
+        return self._rows(*self.span(number))
+
+    def span(self, number: int) -> tuple[int, int]:
+        """Return the global positions `[low, high)` of this rank in batch `number`; they count on from pass to pass."""
         start, stop = number * self.batch_size, (number + 1) * self.batch_size
         if not self.infinite:
             stop = min(stop, len(self) * self.batch_size, self.n)
         size = max(0, stop - start)
-        low, high = (start + size * rank // self.world_size for rank in (self.rank, self.rank + 1))
-        return self._rows(low, high)
+        return start + size * self.rank // self.world_size, start + size * (self.rank + 1) // self.world_size
 
     def _rows(self, low: int, high: int) -> list[int]:
         rows: list[int] = []

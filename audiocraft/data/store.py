@@ -3,14 +3,14 @@
 A store `NAME` is three things side by side:
 
 - `NAME.tsv`: one row per item: `id`, `caption` (or `label`), and what else there is to say;
-- `NAME/`: a TensorDict memory map: `meta.json` and a raw little-endian `KEY.memmap` of `[N, ...]` for each key;
+- `NAME/`: a TensorDict memory map: `meta.json` and a raw little-endian `KEY.memmap` of `[N, ...]` for each key (of a
+  ragged key, the frames of all items; see `layout.py`);
 - `NAME.facts.json`: shapes, rates, latent statistics, extractors, size and sha256 of every file. Optional: the
   published stores of MMAudio have the first two only and are read as they are.
 
 Everything is checked before it is mapped, because the usual way to open such a folder repairs a file that was cut by
 filling it with zeros on disk, leaves out a key whose file is gone, and unpickles what lies beside. Nothing here writes.
 """
-import dataclasses
 import functools
 import json
 import math
@@ -23,64 +23,27 @@ import torch
 
 from ..utils.errors import UserError
 from ..utils.files import sha256_of
+from .layout import (
+    DTYPES,
+    OFFSETS,
+    SCHEMA,
+    TENSORDICT_CLASSES,
+    TENSORDICT_TYPES,
+    Layout,
+    Spec,
+    StoreFiles,
+    describe_keys,
+    frame_shape,
+    meta_entries,
+    ragged_keys,
+    read_layout,
+    row_bytes,
+)
 from .manifest import Row, caption_of, iter_table, read_table
 
-SCHEMA = 1
-Spec = tuple[tuple[int, ...], torch.dtype]
-DTYPES = {str(dtype).removeprefix('torch.'): dtype for dtype in (
-    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
-    torch.uint8, torch.bool)}
-_TENSORDICT_CLASSES = ('tensordict:TensorDict', 'tensordict._td:TensorDict')
-_TENSORDICT_TYPES = ("<class 'tensordict._td.TensorDict'>", "<class 'tensordict.tensordict.TensorDict'>")
-_META_FIELDS = ('shape', 'device', '_type', '_format_version', '_class')
 _DEBRIS = ('.DS_Store', '.nfs')  # what file managers and network file systems leave behind
 _BLOCK_BYTES = 1 << 24
 _SHOWN = 10
-
-
-@dataclasses.dataclass(frozen=True)
-class StoreFiles:
-    """Where the parts of a store are. Any of the parts, or the name alone, may be given as the path."""
-    folder: Path
-    tsv: Path
-    facts: Path
-    rejected: Path
-
-    @classmethod
-    def at(cls, path: str | Path) -> 'StoreFiles':
-        """Find the parts from `DIR/NAME`, `DIR/NAME/`, `DIR/NAME.tsv` or `DIR/NAME.facts.json`."""
-        base = Path(path)
-        if not base.is_dir():
-            for suffix in ('.rejected.tsv', '.tsv', '.facts.json'):
-                if base.name.endswith(suffix):
-                    base = base.with_name(base.name.removesuffix(suffix))
-                    break
-        beside = lambda suffix: base.with_name(base.name + suffix)  # noqa: E731
-        return cls(base, beside('.tsv'), beside('.facts.json'), beside('.rejected.tsv'))
-
-    def memmap(self, key: str) -> Path:
-        """The file of one tensor."""
-        return self.folder / f'{key}.memmap'
-
-    def listed(self, keys: tp.Iterable[str]) -> dict[str, Path]:
-        """The files that the facts describe, under names that outlive a renamed store."""
-        inside = {f'{key}.memmap': self.memmap(key) for key in keys}
-        return {'.tsv': self.tsv, 'meta.json': self.folder / 'meta.json', **inside}
-
-
-def row_bytes(spec: Spec) -> int:
-    """Bytes of one row of a tensor."""
-    shape, dtype = spec
-    return math.prod(shape) * dtype.itemsize
-
-
-def make_meta(keys: tp.Mapping[str, Spec], rows: int) -> str:
-    """The text of `meta.json`, as tensordict writes it."""
-    entries: dict[str, tp.Any] = {
-        key: {'device': 'cpu', 'shape': [rows, *shape], 'dtype': str(dtype), 'is_nested': False}
-        for key, (shape, dtype) in keys.items()}
-    return json.dumps({**entries, 'shape': [], 'device': 'cpu', '_type': _TENSORDICT_TYPES[0], '_format_version': 1,
-                       '_class': _TENSORDICT_CLASSES[0]})
 
 
 # -- checks: each yields problems, each of which names a file --------------------------------------------------------
@@ -104,11 +67,11 @@ def _is_dims(value: tp.Any) -> bool:
 
 def _meta_problems(meta: dict[str, tp.Any], path: Path) -> tp.Iterator[str]:
     """Refuse anything but plain tensors in a plain TensorDict: other types are loaded by running code."""
-    if meta.get('_type', _TENSORDICT_TYPES[0]) not in _TENSORDICT_TYPES:
+    if meta.get('_type', TENSORDICT_TYPES[0]) not in TENSORDICT_TYPES:
         yield f'{path}: "_type" is {meta["_type"]!r}; only a plain TensorDict is read.'
-    if meta.get('_class', _TENSORDICT_CLASSES[0]) not in _TENSORDICT_CLASSES:
+    if meta.get('_class', TENSORDICT_CLASSES[0]) not in TENSORDICT_CLASSES:
         yield f'{path}: "_class" is {meta["_class"]!r}; only a plain TensorDict is read.'
-    entries = {key: value for key, value in meta.items() if key not in _META_FIELDS}
+    entries = meta_entries(meta)
     if not entries:
         yield f'{path}: names no tensors.'
     for key, entry in entries.items():
@@ -122,30 +85,37 @@ def _meta_problems(meta: dict[str, tp.Any], path: Path) -> tp.Iterator[str]:
             yield f'{path}: "{key}" is a nested tensor, which is not read.'
 
 
-def _specs(meta: dict[str, tp.Any]) -> tuple[dict[str, Spec], dict[str, int]]:
-    """Item shapes and dtypes, and the number of rows, of each key of a sound `meta.json`."""
-    entries = {key: value for key, value in meta.items() if key not in _META_FIELDS}
-    keys = {key: (tuple(entry['shape'][1:]), DTYPES[entry['dtype'].removeprefix('torch.')])
-            for key, entry in entries.items()}
-    return keys, {key: entry['shape'][0] for key, entry in entries.items()}
-
-
-def _file_problems(files: StoreFiles, keys: dict[str, Spec], rows: dict[str, int]) -> tp.Iterator[str]:
-    for key, spec in keys.items():
-        path, expected = files.memmap(key), rows[key] * row_bytes(spec)
+def _file_problems(files: StoreFiles, layout: Layout) -> tp.Iterator[str]:
+    found = layout.file_rows()
+    for name, (rows, spec) in found.items():
+        path, expected = files.memmap(name), rows * row_bytes(spec)
         if not path.is_file():
             yield f'{path}: missing, but meta.json describes it.'
         elif path.stat().st_size != expected:
             yield (f'{path}: {path.stat().st_size} bytes, expected {expected} '
-                   f'({rows[key]} rows of {row_bytes(spec)} bytes by meta.json).')
-    known = {'meta.json', *(f'{key}.memmap' for key in keys)}
+                   f'({rows} rows of {row_bytes(spec)} bytes by meta.json).')
+        elif name.removesuffix(OFFSETS) in layout.totals and name not in layout.keys:
+            yield from _offset_problems(path, rows, layout.totals[name.removesuffix(OFFSETS)])
+    known = {'meta.json', *(f'{name}.memmap' for name in found)}
     for path in sorted(files.folder.iterdir()):
         if path.name.endswith(('.pickle', '.pkl')):
             yield f'{path}: a pickle can run code when it is loaded; it does not belong in a store. Remove it.'
         elif path.name not in known and not path.name.startswith(_DEBRIS):
             yield f'{path}: not part of the store (meta.json does not name it). Remove it.'
-    if len(set(rows.values())) > 1:
-        yield f'{files.folder / "meta.json"}: the tensors have different numbers of rows: {rows}.'
+    if len(set(layout.rows.values())) > 1:
+        yield f'{files.folder / "meta.json"}: the tensors have different numbers of rows: {layout.rows}.'
+
+
+def _offset_problems(path: Path, count: int, total: int) -> tp.Iterator[str]:
+    """Where items begin must be ascending numbers from 0 to the number of frames: everything is read by them."""
+    offsets = map_tensor(path, [count], torch.int64)
+    back = (offsets.diff() < 0).nonzero().flatten()
+    if offsets[0] != 0:
+        yield f'{path}: the first item begins at {int(offsets[0])}, not at 0.'
+    elif len(back):
+        yield f'{path}: item {int(back[0])} (counted from 0) ends before it begins.'
+    elif offsets[-1] != total:
+        yield f'{path}: the last item ends at {int(offsets[-1])}, but there are {total} frames.'
 
 
 def _table_problems(files: StoreFiles, rows: int) -> tp.Iterator[str]:
@@ -190,34 +160,29 @@ def _facts_problems(files: StoreFiles, keys: dict[str, Spec], rows: int, deep: b
                 yield f'{path}: its content changed since it was written (sha256 differs from {files.facts.name}).'
 
 
-def describe_keys(keys: tp.Mapping[str, Spec]) -> dict[str, dict[str, tp.Any]]:
-    """Item shapes and dtypes in plain words, as the facts hold them."""
-    return {key: {'shape': list(shape), 'dtype': str(dtype).removeprefix('torch.')}
-            for key, (shape, dtype) in keys.items()}
-
-
-def _inspect(files: StoreFiles, deep: bool = False) -> tuple[list[str], dict[str, Spec], int]:
-    """All problems of a store, its keys and its number of rows (both empty when `meta.json` is no good)."""
+def _inspect(files: StoreFiles, deep: bool = False) -> tuple[list[str], Layout]:
+    """All problems of a store, and its layout (empty when `meta.json` is no good)."""
+    nothing = Layout({}, {})
     if not files.folder.is_dir():
         hint = ' (its writing has not finished)' if files.folder.with_name(files.folder.name + '.partial').exists() \
             else ''
-        return [f'{files.folder}: there is no such store{hint}.'], {}, 0
+        return [f'{files.folder}: there is no such store{hint}.'], nothing
     path = files.folder / 'meta.json'
     try:
         meta = _read_json(path)
     except UserError as error:
-        return [str(error)], {}, 0
+        return [str(error)], nothing
     problems = list(_meta_problems(meta, path))
     if problems:
-        return problems, {}, 0
-    keys, counts = _specs(meta)
-    rows = min(counts.values())
-    problems += [*_file_problems(files, keys, counts), *_table_problems(files, rows)]
+        return problems, nothing
+    layout = read_layout(meta)
+    rows = min(layout.rows.values())
+    problems += [*_file_problems(files, layout), *_table_problems(files, rows)]
     try:
-        problems += _facts_problems(files, keys, rows, deep)
+        problems += _facts_problems(files, layout.keys, rows, deep)
     except UserError as error:
         problems.append(str(error))
-    return problems, keys, rows
+    return problems, layout
 
 
 def check_store(path: str | Path, deep: bool = False) -> list[str]:
@@ -226,7 +191,7 @@ def check_store(path: str | Path, deep: bool = False) -> list[str]:
     Only reads. `deep` also compares every sha256 and looks for rows with NaN or infinities.
     """
     files = StoreFiles.at(path)
-    problems, _, _ = _inspect(files, deep)
+    problems, _ = _inspect(files, deep)
     if problems or not deep:
         return problems
     store = Store(path)
@@ -239,6 +204,9 @@ def _row_problems(store: 'Store', key: str) -> tp.Iterator[str]:
         return
     bad = [start + int(row) for start, block in blocks(tensor)
            for row in (~block.reshape(len(block), -1).isfinite().all(1)).nonzero()]
+    if key in store.offsets:
+        ends = store.offsets[key][1:].contiguous()
+        bad = sorted({int(torch.searchsorted(ends, frame, right=True)) for frame in bad})
     for row in bad[:_SHOWN]:
         yield f'{store.files.memmap(key)}: row {row} (id "{store.ids[row]}") is not finite.'
     if len(bad) > _SHOWN:
@@ -277,22 +245,26 @@ class Store:
     Args:
         path (str or Path): `DIR/NAME` (or one of its files).
     Attributes:
-        keys (dict): name -> (shape of an item, dtype).
+        keys (dict): name -> (shape of an item, dtype); the first dim of a ragged key is None.
         facts (dict or None): the content of `NAME.facts.json`.
-        tensors (dict): name -> `[N, ...]`, memory-mapped.
+        tensors (dict): name -> `[N, ...]`, memory-mapped; of a ragged key, the frames of all items `[total, ...]`.
+        offsets (dict): ragged key -> where each item begins, and the last one ends, int64 `[N + 1]`.
     Raises:
         UserError: listing everything that is wrong, with file names.
     """
 
     def __init__(self, path: str | Path):
         self.files = StoreFiles.at(path)
-        problems, self.keys, self._rows = _inspect(self.files)
+        problems, layout = _inspect(self.files)
         if problems:
             listed = ''.join(f'\n  - {problem}' for problem in problems)
             raise UserError(f'The store {self.files.folder} is not sound, so nothing was read from it:{listed}')
         self.facts = _read_json(self.files.facts) if self.files.facts.exists() else None
-        self.tensors = {key: map_tensor(self.files.memmap(key), [self._rows, *shape], dtype)
-                        for key, (shape, dtype) in self.keys.items()}
+        self.keys, self._rows = layout.keys, min(layout.rows.values())
+        mapped = {name: map_tensor(self.files.memmap(name), [rows, *frame_shape(spec)], spec[1])
+                  for name, (rows, spec) in layout.file_rows().items()}
+        self.tensors = {key: mapped[key] for key in self.keys}
+        self.offsets = {key: mapped[key + OFFSETS] for key in ragged_keys(self.keys)}
 
     @property
     def name(self) -> str:
@@ -304,6 +276,19 @@ class Store:
 
     def __repr__(self) -> str:
         return f'Store({str(self.files.folder)!r}, {len(self)} rows, keys: {", ".join(self.keys)})'
+
+    def lengths(self, key: str) -> torch.Tensor:
+        """Frames of each item of a ragged key, int64 `[N]`."""
+        if key not in self.offsets:
+            raise KeyError(f'{self.files.folder}: "{key}" is not one of the ragged keys ({", ".join(self.offsets)})')
+        return self.offsets[key].diff()
+
+    def item(self, key: str, row: int) -> torch.Tensor:
+        """The tensor of one item, without a copy: of the shape of the key, a ragged one with all its frames."""
+        if key not in self.offsets:
+            return self.tensors[key][row]
+        start, stop = self.offsets[key][range(self._rows)[row]:][:2].tolist()
+        return self.tensors[key][start:stop]
 
     @functools.cached_property
     def rows(self) -> list[Row]:
@@ -323,7 +308,7 @@ class Store:
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
-        return len(self) * sum(row_bytes(spec) for spec in self.keys.values())
+        return sum(tensor.nbytes for tensor in (*self.tensors.values(), *self.offsets.values()))
 
     def latent_stats(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and unbiased deviation `[D]` of the latent means, from the facts or else over all rows and times."""
@@ -340,7 +325,7 @@ def latent_stats(latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     Blocks are merged in double precision (Chan et al. 1983, "Algorithms for computing the sample variance").
 
     Args:
-        latents (Tensor): `[N, T, D]`.
+        latents (Tensor): `[N, T, D]`, or the frames of all items `[total, D]`.
     Returns:
         two tensors `[D]`, float32.
     """

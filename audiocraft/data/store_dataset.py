@@ -11,17 +11,20 @@ class Batch:
 
     A tensor holds only the items that have it. `rows` says where they sit in the batch, in ascending order; a key that
     is not in `rows` is there for all items. Learned null features take the other places, on the device: see `fill`.
+    Items of a ragged key are padded at their ends to the longest of the batch; `lengths` says how long they are.
 
     Args:
         ids (list of str): the id of each item.
         captions (list of str): the caption or label of each item, '' where there is none.
         tensors (dict): key -> `[n_key, ...]`.
         rows (dict): key -> int64 `[n_key]`, positions in the batch.
+        lengths (dict): ragged key -> frames of each item of the batch, int64 `[B]`; 0 where an item lacks the key.
     """
     ids: list[str]
     captions: list[str]
     tensors: dict[str, torch.Tensor]
     rows: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
+    lengths: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
     # Copies to a GPU that still read the tensors: the loader waits for them before it fills the buffers again.
     copies: list[tp.Any] = dataclasses.field(default_factory=list, repr=False, compare=False)
 
@@ -34,8 +37,9 @@ class Batch:
         return next((tensor.device for tensor in self.tensors.values()), torch.device('cpu'))
 
     def _map(self, function: tp.Callable[[torch.Tensor], torch.Tensor]) -> 'Batch':
-        tensors = {key: function(tensor) for key, tensor in self.tensors.items()}
-        return Batch(self.ids, self.captions, tensors, {key: function(rows) for key, rows in self.rows.items()})
+        tensors, rows, lengths = ({key: function(value) for key, value in values.items()}
+                                  for values in (self.tensors, self.rows, self.lengths))
+        return Batch(self.ids, self.captions, tensors, rows, lengths)
 
     def to(self, device: str | torch.device, non_blocking: bool = False) -> 'Batch':
         """Return the batch on a device (itself when it is there already).
@@ -78,7 +82,10 @@ class Batch:
         return everywhere.index_copy(0, self.rows[key], present)
 
     def slice(self, start: int, stop: int) -> 'Batch':
-        """Return the items `[start, stop)`: a micro-batch. Waits for the device, so slice before `to`."""
+        """Return the items `[start, stop)`: a micro-batch. Waits for the device, so slice before `to`.
+
+        Ragged keys stay as wide as they are in the whole batch.
+        """
         start, stop, _ = slice(start, stop).indices(len(self))
         tensors, rows = {}, {}
         for key, tensor in self.tensors.items():
@@ -89,4 +96,5 @@ class Batch:
             tensors[key], kept = tensor[first:last], self.rows[key][first:last] - start
             if len(kept) < stop - start:
                 rows[key] = kept
-        return Batch(self.ids[start:stop], self.captions[start:stop], tensors, rows, self.copies)
+        lengths = {key: lengths[start:stop] for key, lengths in self.lengths.items()}
+        return Batch(self.ids[start:stop], self.captions[start:stop], tensors, rows, lengths, self.copies)

@@ -2,7 +2,8 @@
 
 While it is written, a store is a folder `NAME.partial/` with the tensors at full size, a plan, and a journal for each
 process. An item counts once its line is in a journal, which is written after its rows. `finish` closes the gaps that
-rejected items left, writes the table and the facts, and moves everything to its place, the facts last.
+rejected items left, writes the table and the facts, and moves everything to its place, the facts last. Of a ragged key
+nobody knows beforehand where an item begins: see `ragged_writer.py`.
 """
 import hashlib
 import json
@@ -19,26 +20,28 @@ import torch
 from ..utils.errors import UserError
 from ..utils.files import fsync_dir, fsync_file, sha256_of, write_atomic
 from .journal import Journal, read_journals
-from .manifest import format_table, read_table
-from .store import (
+from .layout import (
     DTYPES,
+    OFFSETS,
     SCHEMA,
+    Layout,
     Spec,
-    Store,
     StoreFiles,
     describe_keys,
-    latent_stats,
-    make_meta,
-    map_tensor,
+    frame_shape,
+    is_ragged,
+    ragged_keys,
     row_bytes,
 )
+from .manifest import format_table, read_table
+from .ragged_writer import RaggedParts, copy_bytes, join_parts, write_at
+from .store import Store, latent_stats, map_tensor
 
 logger = logging.getLogger(__name__)
 
 ITEMS_PER_SYNC = 64
 SECONDS_PER_SYNC = 5.
-_PIECE = 1 << 24
-KeySpec = tuple[tp.Sequence[int], tp.Union[str, torch.dtype]]
+KeySpec = tuple[tp.Sequence[int | None], tp.Union[str, torch.dtype]]
 
 
 class StoreWriter:
@@ -53,7 +56,7 @@ class StoreWriter:
 
     Args:
         path (str or Path): `DIR/NAME` of the store.
-        keys (dict): name -> (shape of an item, dtype).
+        keys (dict): name -> (shape of an item, dtype). `(None, 4)` is ragged: items `[T, 4]` of any lengths.
         ids (list of str or None): the ids of all items in order; repeated ones are dropped.
         rows (int): without ids, how many rows to allocate at first.
         facts (dict): what else to keep of the data: `sample_rate`, `frame_rate`, `duration`, `extractors`, ...
@@ -72,6 +75,8 @@ class StoreWriter:
         self.keys = {key: _spec(key, spec) for key, spec in keys.items()}
         self.columns = ['id', *(column for column in columns if column != 'id')]
         self.facts = json.loads(json.dumps(dict(facts or {})))  # as it will be read back
+        self._fixed = {key: spec for key, spec in self.keys.items() if not is_ragged(spec)}
+        self._ragged = {key: self.keys[key] for key in ragged_keys(self.keys)}
         self._slots = None if ids is None else {name: slot for slot, name in enumerate(dict.fromkeys(ids))}
         self._capacity = rows if self._slots is None else len(self._slots)
         if self._capacity < 1:
@@ -155,6 +160,7 @@ class StoreWriter:
         self._done = {entry['id'] for entry in entries}
         slots = [entry['slot'] for entry in entries if 'slot' in entry]
         self._next_slot = max(slots, default=-1) + 1
+        self._parts = RaggedParts(self.partial, self._ragged, self.rank, entries)
         self._capacity = max(self._capacity, self._next_slot)
         self._synced = time.monotonic()
         if self._slots is None or self._slots.keys() - self._done:
@@ -163,7 +169,7 @@ class StoreWriter:
             logger.info('%s: going on after %d items.', self.partial, len(self._done))
 
     def _warn_of_space(self) -> None:
-        needed = self._capacity * sum(row_bytes(spec) for spec in self.keys.values())
+        needed = self._capacity * sum(row_bytes(spec) for spec in self._fixed.values())
         self.partial.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.partial).free
         if needed > free:
@@ -174,7 +180,7 @@ class StoreWriter:
 
         Only once there is a row to write: another process, with nothing left to do here, may be finishing the files.
         """
-        for key, spec in self.keys.items():
+        for key, spec in self._fixed.items():
             if key not in self._descriptors:
                 path = self._data / f'{key}.memmap'
                 self._descriptors[key] = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -193,7 +199,8 @@ class StoreWriter:
         Args:
             id (str): its id.
             row (dict): its columns in the table.
-            tensors (dict): one tensor per key, of the shape of an item; floats are converted to the store's dtype.
+            tensors (dict): one tensor per key, of the shape of an item (ragged keys with any first dim); floats are
+                converted to the store's dtype.
         Returns:
             bool: false when it was there already, or was rejected because it is not finite.
         """
@@ -213,10 +220,13 @@ class StoreWriter:
             if slot >= self._capacity or not self._descriptors:
                 self._capacity = max(self._capacity, 2 * slot + 1)
                 self._allocate()
-            for key, value in values.items():
-                _write_at(self._descriptors[key], value, slot * row_bytes(self.keys[key]))
+            for key, spec in self._fixed.items():
+                write_at(self._descriptors[key], values[key], slot * row_bytes(spec))
+            entry: dict[str, tp.Any] = {'slot': slot, 'id': id}
+            if self._ragged:
+                entry['parts'] = self._parts.append({key: values[key] for key in self._ragged})
             texts = {column: '' if row.get(column) is None else str(row[column]) for column in self.columns[1:]}
-            self._record({'slot': slot, 'id': id, 'row': texts})
+            self._record({**entry, 'row': texts})
         return True
 
     def reject(self, id: str, reason: str) -> None:
@@ -252,6 +262,7 @@ class StoreWriter:
         if self._pending and self._journal is not None:
             for descriptor in self._descriptors.values():
                 os.fsync(descriptor)
+            self._parts.sync()
             self._journal.write(self._pending)
             self._pending.clear()
         self._synced = time.monotonic()
@@ -263,6 +274,7 @@ class StoreWriter:
             while self._descriptors:
                 os.close(self._descriptors.popitem()[1])
             if self._journal is not None:
+                self._parts.close()
                 self._journal.close()
                 self._journal = None
 
@@ -311,13 +323,29 @@ class StoreWriter:
             raise UserError(f'{self.files.folder}: not one item was accepted; see {self.partial / "rejected.tsv"}.')
         write_atomic(self.partial / 'finishing', f'{len(rows)} rows\n')
         self._close_gaps([entry['slot'] for entry in rows])
+        lengths = self._join_ragged(rows)
         table = [{'id': entry['id'], **entry['row']} for entry in rows]
         write_atomic(self.partial / 'table.tsv', format_table(table, self.columns))
-        write_atomic(self._data / 'meta.json', make_meta(self.keys, len(rows)))
-        write_atomic(self.partial / 'facts.json', json.dumps(self._all_facts(len(rows), len(rejected)), indent=1))
+        layout = Layout(self.keys, dict.fromkeys(self.keys, len(rows)),
+                        {key: known['total'] for key, known in lengths.items()})
+        write_atomic(self._data / 'meta.json', layout.meta())
+        facts = self._all_facts(layout, len(rows), len(rejected), lengths)
+        write_atomic(self.partial / 'facts.json', json.dumps(facts, indent=1))
+
+    def _join_ragged(self, rows: list[dict[str, tp.Any]]) -> dict[str, dict[str, int]]:
+        """Write the files of the ragged keys; return the total, least and largest number of frames of each."""
+        known = {}
+        for key, spec in self._ragged.items():
+            spans = [tuple(entry['parts'][key]) for entry in rows]
+            lengths = [length for _, _, length in spans]
+            if not any(lengths):
+                raise UserError(f'{self.files.folder}: not one item has any frames of "{key}".')
+            join_parts(self.partial, self._data, key, spec, spans)
+            known[key] = {'total': sum(lengths), 'min': min(lengths), 'max': max(lengths)}
+        return known
 
     def _close_gaps(self, slots: list[int]) -> None:
-        for key, spec in self.keys.items():
+        for key, spec in self._fixed.items():
             path, size = self._data / f'{key}.memmap', row_bytes(spec)
             if path.stat().st_size == len(slots) * size:
                 continue  # there are no gaps, or they were closed before a crash
@@ -328,17 +356,18 @@ class StoreWriter:
             packed = path.with_suffix('.packed')
             with open(path, 'rb') as source, open(packed, 'wb') as target:
                 for first, last in _runs(slots):
-                    _copy_bytes(source, target, first * size, last * size)
+                    copy_bytes(source, target, first * size, last * size)
                 target.flush()
                 os.fsync(target.fileno())
             os.replace(packed, path)
 
-    def _all_facts(self, rows: int, rejected: int) -> dict[str, tp.Any]:
+    def _all_facts(self, layout: Layout, rows: int, rejected: int,
+                   lengths: dict[str, dict[str, int]]) -> dict[str, tp.Any]:
         facts = {'schema': SCHEMA, 'rows': rows, 'rejected': rejected, 'keys': describe_keys(self.keys),
-                 'columns': self.columns, **self.facts}
+                 'columns': self.columns, **({'lengths': lengths} if lengths else {}), **self.facts}
         if 'mean' in self.keys and len(self.keys['mean'][0]) == 2:
-            shape, dtype = self.keys['mean']
-            mean, std = latent_stats(map_tensor(self._data / 'mean.memmap', [rows, *shape], dtype))
+            count, spec = layout.file_rows()['mean']
+            mean, std = latent_stats(map_tensor(self._data / 'mean.memmap', [count, *frame_shape(spec)], spec[1]))
             facts = {**facts, 'latent_mean': mean.tolist(), 'latent_std': std.tolist()}
         here = StoreFiles(self._data, self.partial / 'table.tsv', self.partial / 'facts.json', self.partial)
         facts['files'] = {name: {'size': path.stat().st_size, 'sha256': sha256_of(path)}
@@ -348,9 +377,8 @@ class StoreWriter:
     def _publish(self) -> None:
         """Move the parts to their places; whatever was moved before a crash is not there to be moved any more."""
         self.files.folder.parent.mkdir(parents=True, exist_ok=True)
-        for key in self.keys:
-            if (self._data / f'{key}.memmap').exists():
-                os.chmod(self._data / f'{key}.memmap', 0o444)  # some readers write through what they map
+        for path in self._data.glob('*.memmap') if self._data.exists() else ():
+            os.chmod(path, 0o444)  # some readers write through what they map
         for source, target in ((self._data, self.files.folder), (self.partial / 'table.tsv', self.files.tsv),
                                (self.partial / 'rejected.tsv', self.files.rejected),
                                (self.partial / 'facts.json', self.files.facts)):
@@ -359,10 +387,14 @@ class StoreWriter:
 
 
 def _spec(key: str, spec: KeySpec) -> Spec:
-    shape, dtype = tuple(int(dim) for dim in spec[0]), spec[1]
+    shape, dtype = tuple(dim if dim is None else int(dim) for dim in spec[0]), spec[1]
     name = str(dtype).removeprefix('torch.')
-    if name not in DTYPES or min(shape, default=1) < 1 or '/' in key or key.startswith('.'):
-        raise ValueError(f'"{key}": {shape} {name} cannot be stored; dims are from 1 on, dtypes {", ".join(DTYPES)}')
+    dims = shape[1:] if shape[:1] == (None,) else shape
+    if name not in DTYPES or not all(dim is not None and dim > 0 for dim in dims) or '/' in key or key.startswith('.'):
+        raise ValueError(f'"{key}": {shape} {name} cannot be stored; dims are from 1 on (the first one may be None), '
+                         f'dtypes {", ".join(DTYPES)}')
+    if key.endswith(OFFSETS):
+        raise ValueError(f'"{key}": names that end with "{OFFSETS}" are those of where ragged items begin')
     return shape, DTYPES[name]
 
 
@@ -370,18 +402,11 @@ def _checked(id: str, key: str, tensor: torch.Tensor, spec: Spec) -> torch.Tenso
     """The tensor in the dtype of the store; its shape must be right."""
     shape, dtype = spec
     tensor = torch.as_tensor(tensor).detach().cpu()
-    if tuple(tensor.shape) != shape:
+    if tensor.dim() != len(shape) or any(dim not in (None, found) for dim, found in zip(shape, tensor.shape)):
         raise ValueError(f'item "{id}": "{key}" has shape {list(tensor.shape)}, the store has {list(shape)}')
     if tensor.dtype != dtype and not (tensor.is_floating_point() and dtype.is_floating_point):
         raise ValueError(f'item "{id}": "{key}" is {tensor.dtype}, the store has {dtype}')
     return tensor.to(dtype).contiguous()
-
-
-def _write_at(descriptor: int, tensor: torch.Tensor, offset: int) -> None:
-    data = tensor.reshape(-1).view(torch.uint8).numpy().data
-    while data:
-        written = os.pwrite(descriptor, data, offset)
-        data, offset = data[written:], offset + written
 
 
 def _runs(slots: list[int]) -> tp.Iterator[tuple[int, int]]:
@@ -393,14 +418,6 @@ def _runs(slots: list[int]) -> tp.Iterator[tuple[int, int]]:
             first = slot
         previous = slot
     yield first, previous + 1
-
-
-def _copy_bytes(source: tp.BinaryIO, target: tp.BinaryIO, start: int, stop: int) -> None:
-    source.seek(start)
-    while start < stop:
-        piece = source.read(min(_PIECE, stop - start))
-        target.write(piece)
-        start += len(piece)
 
 
 def _move(source: Path, target: Path) -> None:

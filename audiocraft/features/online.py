@@ -67,4 +67,5 @@ class OnlineFeatures:
         """The batch with the features of other pictures and words; what they do not have stays as it was."""
         features = {key: x.to(batch.device) for key, x in self(items).items()}
         rows = {key: x for key, x in batch.rows.items() if key not in features}
-        return Batch(batch.ids, [item.caption for item in items], {**batch.tensors, **features}, rows)
+        return Batch(batch.ids, [item.caption for item in items], {**batch.tensors, **features}, rows,
+                     {key: x for key, x in batch.lengths.items() if key not in features})

@@ -103,10 +103,10 @@ def test_an_error_in_a_thread_surfaces_in_its_turn_and_names_the_store(mixture, 
     data = loader(mixture, threads=2)
     read = data._read
 
-    def broken(places, buffers):
+    def broken(places, buffers, first):
         if places[0][1] == 3 and places[0][0].name == 'video':
             raise OSError('the disk is gone')
-        return read(places, buffers)
+        return read(places, buffers, first)
 
     monkeypatch.setattr(data, '_read', broken)
     batches = iter(data)

@@ -186,7 +186,7 @@ def test_a_crash_while_finishing(tmp_path, monkeypatch, crash_at):
         return wrapper
 
     with monkeypatch.context() as patched:
-        for name in ('_move', '_copy_bytes', 'write_atomic', 'make_meta'):
+        for name in ('_move', 'copy_bytes', 'write_atomic', 'describe_keys'):
             patched.setattr(store_writer, name, counted(getattr(store_writer, name)))
         with pytest.raises(KeyboardInterrupt):
             target.finish()
