@@ -1,4 +1,4 @@
-"""Audio files (through libsndfile), resampling and levels."""
+"""Audio files (through libsndfile), channels, resampling and levels."""
 
 import typing as tp
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ import torchaudio
 from ..utils.errors import UserError
 from .files import replaced
 from .media import AUDIO_SUFFIXES, CONTAINER_AUDIO_SUFFIXES, VIDEO_SUFFIXES, MediaError, require_file
+from .resampling import resample_sinc
 
 KAISER_BEST: dict[str, tp.Any] = {'resampling_method': 'sinc_interp_kaiser', 'lowpass_filter_width': 64,
                                      'rolloff': 0.9475937167399596, 'beta': 14.769656459379492}
@@ -34,8 +35,17 @@ class AudioInfo:
 
 
 def audio_info(path: tp.Union[str, Path]) -> AudioInfo:
-    """Return rate, channels and length of a wav, flac, ogg or mp3 file, from its header."""
+    """Return rate, channels and length of an audio file, or of the sound of a video, from its header.
+
+    A container whose header does not tell the length (or that libsndfile cannot open) is decoded.
+
+    Raises:
+        MediaError: it is missing, empty or unreadable, or has no sound.
+    """
     path = require_file(path)
+    if path.suffix.lower() in VIDEO_SUFFIXES + CONTAINER_AUDIO_SUFFIXES:
+        from .video import media_audio_info  # needs PyAV, which audio files do not
+        return AudioInfo(*media_audio_info(path))
     try:
         info = soundfile.info(str(path))
     except soundfile.LibsndfileError as error:
@@ -60,7 +70,8 @@ def read_audio(path: tp.Union[str, Path], start: float = 0.,
     if start < 0 or (duration is not None and duration < 0):
         raise ValueError(f'start and duration must not be negative, got {start} and {duration}')
     if path.suffix.lower() in VIDEO_SUFFIXES + CONTAINER_AUDIO_SUFFIXES:
-        wav, sample_rate = _read_container(path)
+        from .video import read_media_audio
+        wav, sample_rate = read_media_audio(path)
         first = round(start * sample_rate)
         _check_start(path, first, wav.shape[1], sample_rate)
         return wav[:, first:None if duration is None else first + round(duration * sample_rate)], sample_rate
@@ -74,11 +85,6 @@ def read_audio(path: tp.Union[str, Path], start: float = 0.,
             return torch.from_numpy(samples).t().contiguous(), file.samplerate
     except soundfile.LibsndfileError as error:
         raise _unreadable(path, error) from error
-
-
-def _read_container(path: Path) -> tuple[torch.Tensor, int]:
-    from .video import read_media_audio  # needs PyAV, which audio files do not
-    return read_media_audio(path)
 
 
 def _check_start(path: Path, first: int, samples: int, sample_rate: int) -> None:
@@ -118,6 +124,32 @@ def write_audio(path: tp.Union[str, Path], wav: torch.Tensor, sample_rate: int, 
 def to_mono(wav: torch.Tensor) -> torch.Tensor:
     """Return the mean of the channels: `[..., C, T]` to `[..., 1, T]`."""
     return wav.mean(-2, keepdim=True)
+
+
+def convert_channels(wav: torch.Tensor, channels: int) -> torch.Tensor:
+    """Return `[..., C, T]` with another number of channels.
+
+    To one channel: their mean; from one: copies of it; from more to fewer: the first ones. Anything else would be made
+    up, and is a `ValueError`.
+    """
+    given = wav.shape[-2]
+    if given == channels:
+        return wav
+    if channels == 1:
+        return to_mono(wav)
+    if given == 1:
+        return wav.expand(*wav.shape[:-2], channels, wav.shape[-1])
+    if given > channels:
+        return wav[..., :channels, :]
+    raise ValueError(f'{given} channels cannot become {channels}: only one channel, or more than wanted, can')
+
+
+def convert_audio(wav: torch.Tensor, old: int, new: int, channels: int) -> torch.Tensor:
+    """Return `[..., C, T]` at another sample rate (`resample_sinc`) and with another number of channels.
+
+    Channels first: it is the cheaper order when there are fewer afterwards, and both steps are linear.
+    """
+    return resample_sinc(convert_channels(wav, channels), old, new)
 
 
 @lru_cache(maxsize=32)

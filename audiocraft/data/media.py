@@ -9,8 +9,11 @@ VIDEO_SUFFIXES = ('.mp4', '.mov', '.mkv', '.webm', '.m4v', '.avi')
 AUDIO_SUFFIXES = ('.wav', '.flac', '.ogg', '.mp3', '.opus', '.aiff')
 CONTAINER_AUDIO_SUFFIXES = ('.m4a', '.aac', '.mka', '.wma')
 """Audio that libsndfile cannot read and FFmpeg can."""
+MEDIA_SUFFIXES = (*AUDIO_SUFFIXES, *CONTAINER_AUDIO_SUFFIXES, *VIDEO_SUFFIXES)
+"""Everything that may hold sound."""
 
-REASONS = ('missing', 'empty', 'unreadable', 'no audio track', 'no video track', 'too short', 'silent')
+REASONS = ('missing', 'empty', 'unreadable', 'no audio track', 'no video track', 'too short', 'silent', 'channels',
+           'not finite')
 
 
 class MediaError(UserError):

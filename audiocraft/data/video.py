@@ -290,6 +290,26 @@ def read_media_audio(path: tp.Union[str, Path]) -> tuple[torch.Tensor, int]:
     return torch.from_numpy(sound.between(start, max(length, 0.))), sound.sample_rate
 
 
+def media_audio_info(path: tp.Union[str, Path]) -> tuple[int, int, int]:
+    """Return rate, channels and samples per channel of the sound of a container; decodes it if its header is silent.
+
+    Times are those of `read_media_audio`.
+    """
+    path = require_file(path)
+    with open_media(path) as container:
+        stream = audio_stream(container, path)
+        video = next((s for s in container.streams.video if not _is_cover(s)), None)
+        rate, channels = stream.codec_context.sample_rate, stream.codec_context.channels
+        if stream.duration is not None and rate and channels:
+            end = float((stream.start_time or 0) + stream.duration) * float(stream.time_base)
+            start = float((stream.start_time or 0) * stream.time_base)
+            if video is not None and video.start_time is not None:
+                start = float(video.start_time * video.time_base)
+            return rate, channels, max(0, round((end - start) * rate))
+    wav, rate = read_media_audio(path)
+    return rate, wav.shape[0], wav.shape[1]
+
+
 def open_media(path: Path) -> tp.Any:
     """Open a container for reading, or raise `MediaError('unreadable')`."""
     try:
