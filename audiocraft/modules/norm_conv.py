@@ -82,8 +82,18 @@ def remove_weight_norm(module: nn.Module) -> nn.Module:
     """
     for child in module.modules():
         if has_weight_norm(child):
-            parametrize.remove_parametrizations(child, 'weight')
+            _remove_weight_norm(child)
     return module
+
+
+def _remove_weight_norm(conv: tp.Any) -> None:
+    # Not `parametrize.remove_parametrizations`: it takes `weight` from the class of the module, which its deep copies
+    # share, so that they break.
+    trained = any(part.requires_grad for part in conv.parametrizations.parameters())
+    weight = nn.Parameter(conv.weight.detach().clone(), requires_grad=trained)
+    conv.__class__ = parametrize.type_before_parametrizations(conv)
+    del conv.parametrizations
+    conv.weight = weight
 
 
 def _adapt_state(module: nn.Module, state: State, prefix: str, *_: tp.Any) -> None:

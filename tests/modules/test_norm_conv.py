@@ -136,6 +136,8 @@ def test_remove_changes_nothing(cls, args, shape):
     torch.testing.assert_close(norm_conv(x), expected, rtol=1e-5, atol=1e-6)
     assert all(parameter.requires_grad for parameter in norm_conv.parameters())
     remove_weight_norm(norm_conv)
+    frozen = cls(*args, norm='weight_norm').requires_grad_(False)
+    assert not any(parameter.requires_grad for parameter in remove_weight_norm(frozen).parameters())
 
 
 @pytest.mark.parametrize('norm', ['none', 'weight_norm', 'spectral_norm', 'time_group_norm'])
@@ -149,8 +151,19 @@ def test_copies_are_independent_and_load(norm):
     torch.testing.assert_close(norm_conv(x), before, rtol=0, atol=0)
     twin.load_state_dict(rename_weight_norm(norm_conv.state_dict(), 'legacy'), strict=True)
     torch.testing.assert_close(twin(x), before, rtol=0, atol=0)
-    remove_weight_norm(twin)
-    assert has_weight_norm(norm_conv.conv) == (norm == 'weight_norm')
+
+
+def test_removal_leaves_copies_as_they_are():
+    norm_conv, x = NormConv1d(3, 4, 5, norm='weight_norm'), torch.randn(2, 3, 9)
+    expected, twins = norm_conv(x), [copy.deepcopy(norm_conv) for _ in range(2)]
+    remove_weight_norm(twins[0])
+    for module in (norm_conv, twins[1], copy.deepcopy(norm_conv)):
+        assert has_weight_norm(module.conv)
+        torch.testing.assert_close(module(x), expected, rtol=0, atol=0)
+    again = copy.deepcopy(twins[0])
+    torch.testing.assert_close(again(x), expected, rtol=1e-5, atol=1e-6)
+    assert type(again.conv) is nn.Conv1d
+    assert list(map(id, again.parameters())) != list(map(id, twins[0].parameters()))
 
 
 def test_zero_weights_stay_finite_and_learn():

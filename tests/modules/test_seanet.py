@@ -101,6 +101,7 @@ def test_every_spelling_loads_and_copies_work(spelling, index):
     twin = remove_weight_norm(copy.deepcopy(network))
     torch.testing.assert_close(twin(x), expected, rtol=1e-5, atol=1e-6)
     assert not any(map(has_weight_norm, twin.modules())) and any(map(has_weight_norm, network.modules()))
+    torch.testing.assert_close(network(x), expected, rtol=0, atol=0)
     twin.load_state_dict(rename_weight_norm(other.state_dict(), spelling), strict=True)
     torch.testing.assert_close(twin(x), expected, rtol=1e-5, atol=1e-6)
 
