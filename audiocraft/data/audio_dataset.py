@@ -185,7 +185,8 @@ class AudioDataset:
             self.metas = self.metas[:num_samples]
         self.num_samples = (num_samples or len(self.metas)) if self.random else len(self.metas)
         self.ids = unique_ids([meta.path for meta in self.metas])
-        self.probabilities = self._probabilities(sample_on_duration, sample_on_weight)
+        uniform = not self.random or not (sample_on_duration or sample_on_weight)
+        self.probabilities = None if uniform else self.chances(sample_on_duration, sample_on_weight)
         self._cumulative = None if self.probabilities is None else self.probabilities.double().cumsum(0)
         self.failures: dict[str, int] = {}
         self._lock = threading.Lock()
@@ -203,12 +204,11 @@ class AudioDataset:
                         len(metas) - len(kept), len(metas), shortest, longest)
         return kept
 
-    def _probabilities(self, on_duration: bool, on_weight: bool) -> torch.Tensor | None:
-        if not self.random or not (on_duration or on_weight):
-            return None
-        scores = torch.tensor([(1. if meta.weight is None else meta.weight) if on_weight else 1.
+    def chances(self, sample_on_duration: bool, sample_on_weight: bool) -> torch.Tensor:
+        """Return how likely each file is to be drawn, float32 `[files]`, when lengths and weights count or not."""
+        scores = torch.tensor([(1. if meta.weight is None else meta.weight) if sample_on_weight else 1.
                                for meta in self.metas])
-        if on_duration:
+        if sample_on_duration:
             scores *= torch.tensor([meta.duration for meta in self.metas])
         if not bool(scores.sum() > 0):
             raise UserError(f'{self.source}: the weights of all its {len(self.metas)} files are 0.')
