@@ -22,7 +22,7 @@ class CodebookUse(Metric):
     frequencies (the number of equally frequent entries with that entropy), as means over the levels and for each
     level as `codebook_use_0`, ...; and in kilobits per second `bitrate`, what codes of fixed size cost
     (`K * log2(bins) * frame_rate / 1000`), and `bitrate_entropy`, what they cost when each level is coded by its own
-    frequencies. `codebook_frames` is the number of frames behind all of it: with no more of them than entries,
+    frequencies. `codebook_use_frames` is the number of frames behind all of it: with no more of them than entries,
     not every entry can occur.
     """
 
@@ -63,7 +63,7 @@ class CodebookUse(Metric):
         results: Results = {'codebook_use': float(used.mean()), 'codebook_perplexity': float(perplexity.mean())}
         for level, values in enumerate(zip(used.tolist(), perplexity.tolist())):
             results |= {f'codebook_use_{level}': values[0], f'codebook_perplexity_{level}': values[1]}
-        return results | {'codebook_frames': float(self.frames)} | self._bitrates(float(bits.sum()))
+        return results | {'codebook_use_frames': float(self.frames)} | self._bitrates(float(bits.sum()))
 
     def _bitrates(self, bits: float) -> Results:
         """Nominal and effective bitrate, when the clips tell one frame rate."""
