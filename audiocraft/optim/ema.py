@@ -173,24 +173,31 @@ class EMA(Average):
     Args:
         modules, updates: see `Average`.
         decay (float): from 0 (the latest weights) to 1 (the mean of all).
+        unbiased (bool): False gives the plain average, which starts from the initial weights: the weight i averagings
+            old counts `decay ** i * (1 - decay)`, and the initial ones `decay ** n`.
         folder: accepted for the sake of a common form, not used: this average keeps no files.
     """
 
     def __init__(self, modules: tp.Mapping[str, nn.Module], *, decay: float = 0.999, updates: int = 1,
-                 folder: Path | str | None = None):
+                 unbiased: bool = True, folder: Path | str | None = None):
         if not 0 <= decay <= 1:
             raise ValueError(f'decay must be between 0 and 1, got {decay}')
         super().__init__(modules, updates=updates)
         self.decay = decay
+        self.unbiased = unbiased
         self._averages = self._new_averages()
 
     def _current(self) -> list[torch.Tensor]:
         return self._averages
 
     def _update_averages(self) -> None:
-        count = self.steps // self.updates
-        weight = 1 / count if self.decay == 1 else (1 - self.decay) / (1 - self.decay ** count)
-        self._lerp(self._averages, weight)
+        self._lerp(self._averages, self.weight(self.steps // self.updates))
+
+    def weight(self, count: int) -> float:
+        """What the latest weights count in the average after `count` averagings."""
+        if not self.unbiased:
+            return 1 - self.decay
+        return 1 / count if self.decay == 1 else (1 - self.decay) / (1 - self.decay ** count)
 
     def state_dict(self) -> dict[str, tp.Any]:
         """`steps`, and `averages` by module and key (the live tensors: save them before the next step)."""

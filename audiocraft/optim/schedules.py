@@ -13,9 +13,16 @@ from torch.optim.lr_scheduler import LRScheduler
 from ..utils.errors import UserError
 
 
-def warmup_factor(update: int, warmup: int) -> float:
-    """Linear warm-up `(update + 1) / (warmup + 1)`: never zero at the start, and one at `update == warmup`."""
-    return min(1., (update + 1) / (warmup + 1))
+def warmup_factor(update: int, warmup: int, start: float | None = None) -> float:
+    """Linear warm-up to one at `update == warmup`.
+
+    Args:
+        start (float or None): the factor of update 0, such as 0., with which the first update does nothing. None:
+            `1 / (warmup + 1)`, which is one step of the line, so that no update is wasted.
+    """
+    if update >= warmup:
+        return 1.
+    return (update + 1) / (warmup + 1) if start is None else start + (1 - start) * update / warmup
 
 
 class Schedule(LRScheduler):
@@ -81,121 +88,175 @@ class Schedule(LRScheduler):
         self.rescale(float(state_dict['scale']))
 
 
-class Constant(Schedule):
-    """The base rate throughout, after an optional linear warm-up of `warmup` updates."""
+class WarmedUp(Schedule):
+    """Base of the schedules that begin with a linear warm-up; subclasses define `after`.
 
-    def __init__(self, optimizer: torch.optim.Optimizer, total_updates: int, *, warmup: int = 0):
+    Args:
+        warmup (int): length of the warm-up in updates.
+        warmup_start (float or None): the factor that it starts from, see `warmup_factor`.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, total_updates: int, *, warmup: int = 0,
+                 warmup_start: float | None = None):
         self.warmup = warmup
+        self.warmup_start = warmup_start
         super().__init__(optimizer, total_updates)
 
     def factor(self, update: int) -> float:
         """See `Schedule.factor`."""
-        return warmup_factor(update, self.warmup)
+        if update < self.warmup:
+            return warmup_factor(update, self.warmup, self.warmup_start)
+        return self.after(update)
+
+    def after(self, update: int) -> float:
+        """The factor at an `update` that is not before the end of the warm-up."""
+        raise NotImplementedError
+
+    def position(self, update: int) -> float:
+        """How far `update` is between the end of the warm-up (0) and the end of the training (1)."""
+        return min(1., (update - self.warmup) / max(1, self.total_updates - self.warmup))
 
 
-class WarmupSteps(Schedule):
+class Constant(WarmedUp):
+    """The base rate throughout, after an optional linear warm-up of `warmup` updates."""
+
+    def after(self, update: int) -> float:
+        """See `WarmedUp.after`."""
+        return 1.
+
+
+class WarmupSteps(WarmedUp):
     """Linear warm-up, then a drop by `gamma` at every milestone, as MMAudio trains.
 
     Args:
         milestones: updates at which the rate drops, **counted from the end of the warm-up**: with 1000 updates of
             warm-up, a milestone of 240000 takes effect at update 241000.
         gamma (float): factor of each drop.
-        warmup (int): length of the warm-up in updates.
+        warmup, warmup_start: see `WarmedUp`.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, total_updates: int, *, milestones: tp.Sequence[int],
-                 gamma: float = 0.1, warmup: int = 0):
+                 gamma: float = 0.1, warmup: int = 0, warmup_start: float | None = None):
         self.milestones = sorted(milestones)
         self.gamma = gamma
-        self.warmup = warmup
-        super().__init__(optimizer, total_updates)
+        super().__init__(optimizer, total_updates, warmup=warmup, warmup_start=warmup_start)
 
-    def factor(self, update: int) -> float:
-        """See `Schedule.factor`."""
-        drops = sum(update - self.warmup >= milestone for milestone in self.milestones)
-        return warmup_factor(update, self.warmup) * self.gamma ** drops
+    def after(self, update: int) -> float:
+        """See `WarmedUp.after`."""
+        return self.gamma ** sum(update - self.warmup >= milestone for milestone in self.milestones)
 
 
-class Cosine(Schedule):
-    """Linear warm-up, then half a cosine from 1 to `min_ratio` at `total_updates`; `min_ratio` afterwards."""
+class Cosine(WarmedUp):
+    """Linear warm-up, then half a cosine from 1 to `min_ratio` at `total_updates`; `min_ratio` afterwards.
 
-    def __init__(self, optimizer: torch.optim.Optimizer, total_updates: int, *, warmup: int = 0, min_ratio: float = 0.):
-        self.warmup = warmup
+    Args:
+        min_ratio (float): the lowest factor.
+        cycle_length (float): the part of the training after the warm-up that half a cosine takes: with 0.5 the rate
+            is lowest in the middle, and back at the end.
+        warmup, warmup_start: see `WarmedUp`.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, total_updates: int, *, min_ratio: float = 0.,
+                 cycle_length: float = 1., warmup: int = 0, warmup_start: float | None = None):
+        if cycle_length <= 0:
+            raise UserError(f'schedule.cycle_length must be more than 0, got {cycle_length}')
         self.min_ratio = min_ratio
-        super().__init__(optimizer, total_updates)
+        self.cycle_length = cycle_length
+        super().__init__(optimizer, total_updates, warmup=warmup, warmup_start=warmup_start)
 
-    def factor(self, update: int) -> float:
-        """See `Schedule.factor`."""
-        if update < self.warmup:
-            return warmup_factor(update, self.warmup)
-        position = _position(update, self.warmup, self.total_updates)
-        return self.min_ratio + (1 - self.min_ratio) * 0.5 * (1 + math.cos(math.pi * position))
+    def after(self, update: int) -> float:
+        """See `WarmedUp.after`."""
+        if update > self.total_updates:
+            return self.min_ratio
+        phase = self.position(update) / self.cycle_length
+        return self.min_ratio + (1 - self.min_ratio) * 0.5 * (1 + math.cos(math.pi * phase))
 
 
-class Linear(Schedule):
+class Linear(WarmedUp):
     """Linear warm-up, then a straight line from 1 to `min_ratio` at `total_updates`; `min_ratio` afterwards."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, total_updates: int, *, warmup: int = 0, min_ratio: float = 0.):
-        self.warmup = warmup
+    def __init__(self, optimizer: torch.optim.Optimizer, total_updates: int, *, min_ratio: float = 0., warmup: int = 0,
+                 warmup_start: float | None = None):
         self.min_ratio = min_ratio
-        super().__init__(optimizer, total_updates)
+        super().__init__(optimizer, total_updates, warmup=warmup, warmup_start=warmup_start)
 
-    def factor(self, update: int) -> float:
-        """See `Schedule.factor`."""
-        if update < self.warmup:
-            return warmup_factor(update, self.warmup)
-        return 1 + (self.min_ratio - 1) * _position(update, self.warmup, self.total_updates)
+    def after(self, update: int) -> float:
+        """See `WarmedUp.after`."""
+        return 1 + (self.min_ratio - 1) * self.position(update)
 
 
-class Polynomial(Schedule):
-    """Linear warm-up, then `min_ratio + (1 - min_ratio) * (1 - position) ** power`."""
+class Polynomial(WarmedUp):
+    """Linear warm-up, then `min_ratio + (1 - min_ratio) * (1 - position) ** power`.
 
-    def __init__(self, optimizer: torch.optim.Optimizer, total_updates: int, *, warmup: int = 0, min_ratio: float = 0.,
-                 power: float = 2.):
-        self.warmup = warmup
+    Args:
+        min_ratio (float): the factor at `total_updates` and afterwards.
+        power (float): 1 is a straight line.
+        zero_updates (int): updates of rate 0 before the warm-up, for instance while statistics are gathered.
+        warmup, warmup_start: see `WarmedUp`; `warmup` counts from the end of `zero_updates`.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, total_updates: int, *, min_ratio: float = 0.,
+                 power: float = 2., zero_updates: int = 0, warmup: int = 0, warmup_start: float | None = None):
         self.min_ratio = min_ratio
         self.power = power
-        super().__init__(optimizer, total_updates)
+        self.zero_updates = zero_updates
+        super().__init__(optimizer, total_updates, warmup=warmup, warmup_start=warmup_start)
 
     def factor(self, update: int) -> float:
         """See `Schedule.factor`."""
-        if update < self.warmup:
-            return warmup_factor(update, self.warmup)
-        left = 1 - _position(update, self.warmup, self.total_updates)
+        return 0. if update < self.zero_updates else super().factor(update - self.zero_updates)
+
+    def after(self, update: int) -> float:
+        """See `WarmedUp.after`."""
+        # Counted from the end of zero_updates, as `factor` does.
+        length = self.total_updates - self.zero_updates - self.warmup
+        left = 1 - min(1., (update - self.warmup) / max(1, length))
         return self.min_ratio + (1 - self.min_ratio) * left ** self.power
 
 
-class InverseSqrt(Schedule):
-    """Linear warm-up of `warmup` updates, then `sqrt(warmup / update)`, which has no end."""
+class InverseSqrt(WarmedUp):
+    """Linear warm-up of `warmup` updates, then `sqrt(warmup / update)`, which has no end.
 
-    def __init__(self, optimizer: torch.optim.Optimizer, total_updates: int, *, warmup: int):
+    Args:
+        ahead (int): updates by which the whole curve comes early. AudioCraft's own counts from 1, which is `ahead=1`
+            with `warmup_start=0`.
+        warmup, warmup_start: see `WarmedUp`.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, total_updates: int, *, warmup: int,
+                 warmup_start: float | None = None, ahead: int = 0):
         if warmup < 1:
             raise UserError(f'schedule.warmup: inverse_sqrt needs at least one update of warm-up, got {warmup}')
-        self.warmup = warmup
-        super().__init__(optimizer, total_updates)
+        self.ahead = ahead
+        super().__init__(optimizer, total_updates, warmup=warmup, warmup_start=warmup_start)
 
     def factor(self, update: int) -> float:
         """See `Schedule.factor`."""
-        if update < self.warmup:
-            return warmup_factor(update, self.warmup)
+        return super().factor(update + self.ahead)
+
+    def after(self, update: int) -> float:
+        """See `WarmedUp.after`."""
         return math.sqrt(self.warmup / update)
 
 
-class Exponential(Schedule):
-    """Linear warm-up, then multiplied by `gamma` every `every` updates, smoothly (`gamma ** (updates / every)`)."""
+class Exponential(WarmedUp):
+    """Linear warm-up, then multiplied by `gamma` every `every` updates.
+
+    Args:
+        gamma (float): factor of `every` updates.
+        every (int): their number.
+        smooth (bool): a little in each update, `gamma ** (updates / every)`; False: all at once, in steps.
+        warmup, warmup_start: see `WarmedUp`.
+    """
 
     def __init__(self, optimizer: torch.optim.Optimizer, total_updates: int, *, gamma: float, every: int = 1,
-                 warmup: int = 0):
+                 smooth: bool = True, warmup: int = 0, warmup_start: float | None = None):
         self.gamma = gamma
         self.every = every
-        self.warmup = warmup
-        super().__init__(optimizer, total_updates)
+        self.smooth = smooth
+        super().__init__(optimizer, total_updates, warmup=warmup, warmup_start=warmup_start)
 
-    def factor(self, update: int) -> float:
-        """See `Schedule.factor`."""
-        return warmup_factor(update, self.warmup) * self.gamma ** (max(0, update - self.warmup) / self.every)
-
-
-def _position(update: int, warmup: int, total: int) -> float:
-    """How far `update` is between the end of the warm-up (0) and the end of the training (1)."""
-    return min(1., (update - warmup) / max(1, total - warmup))
+    def after(self, update: int) -> float:
+        """See `WarmedUp.after`."""
+        times = (update - self.warmup) / self.every
+        return self.gamma ** (times if self.smooth else math.floor(times))
