@@ -3,12 +3,14 @@
 With a residual vector quantizer it gives codes; with a Gaussian bottleneck it is the continuous codec that MelodyFlow
 stands on (Le Lan et al. 2024, arXiv:2407.03648).
 """
+import itertools
 import math
 import typing as tp
 
 import torch
 from torch.nn import functional as F
 
+from ..modules.data_init import init_from_data
 from ..modules.seanet import SEANetDecoder, SEANetEncoder
 from ..quantization.base import Codes, Encoded, Posterior, Quantizer
 from ..utils.random import Draws
@@ -24,6 +26,8 @@ class EncodecModel(CompressionModel):
         causal (bool): no frame depends on later samples, so that audio can be streamed.
         renormalize (bool): divide each item by its volume before the encoder, multiply after the decoder; the volume
             is then part of what is encoded. Not with `causal`.
+        data_init (bool): before training, scale the layers to the data (`init_from_data`): small trainings save
+            hundreds of updates.
         seanet (dict): arguments of both `SEANetEncoder` and `SEANetDecoder` but `channels`, `causal` and `dimension`;
             `encoder` and `decoder` in it are dicts of what only one of them gets.
         quantizer (Quantizer): the bottleneck; its dims are those of encoder and decoder.
@@ -32,7 +36,7 @@ class EncodecModel(CompressionModel):
     """
 
     def __init__(self, *, sample_rate: int, channels: int = 1, causal: bool = False, renormalize: bool = False,
-                 seanet: dict[str, tp.Any], quantizer: Quantizer):
+                 data_init: bool = False, seanet: dict[str, tp.Any], quantizer: Quantizer):
         super().__init__()
         if causal and renormalize:
             raise ValueError('renormalize needs the volume of the whole item, which a causal model cannot know: '
@@ -40,6 +44,7 @@ class EncodecModel(CompressionModel):
         shared = {key: value for key, value in seanet.items() if key not in ('encoder', 'decoder')}
         shared |= {'channels': channels, 'causal': causal}
         self.sample_rate, self.channels, self.causal, self.renormalize = sample_rate, channels, causal, renormalize
+        self.data_init = data_init
         self.encoder = SEANetEncoder(**{**shared, 'dimension': quantizer.input_dimension,
                                         **(seanet.get('encoder') or {})})
         self.decoder = SEANetDecoder(**{**shared, 'dimension': quantizer.dimension, **(seanet.get('decoder') or {})})
@@ -65,6 +70,15 @@ class EncodecModel(CompressionModel):
     def latent_shape(self, num_samples: int) -> tuple[int, int]:
         """Return `(D, T')`, the shape of the latents of `num_samples` samples of audio."""
         return self.latent_dim, math.ceil(num_samples / self.hop_length)
+
+    def fit_statistics(self, batches: tp.Iterable[torch.Tensor]) -> None:
+        """With `data_init`, scale the layers to a few of the waveforms `[B, C, T]`."""
+        if self.data_init:
+            wav = torch.cat(list(itertools.islice(batches, 32)))
+            normalized, _ = self._normalized(wav)
+            # Not through the quantizer: it learns from the first batch what the encoder gives after this.
+            init_from_data(self, lambda: self.decoder(self.encoder(normalized)[:, :self.latent_dim]),
+                           last_std=float(normalized.std()))
 
     def _normalized(self, wav: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Waveforms `[B, C, T]` at volume 1, and the volume `[B, 1]`; unchanged and None without `renormalize`."""

@@ -2,7 +2,6 @@
 
 import hashlib
 import typing as tp
-from pathlib import Path
 
 import torch
 
@@ -10,11 +9,13 @@ from .. import distrib, optim
 from ..data.audio_dataset import AudioBatch, AudioSegments
 from ..data.samples import Clip, SampleWriter, read_events
 from ..metrics.base import Metric
-from ..models.compression import Reconstruction
+from ..models.compression import Codes
+from ..pages import plots
 from ..pages.samples import write_page
-from ..utils.config import build
+from ..utils.config import build, suggest
 from ..utils.errors import UserError
 from . import base
+from .adversaries import Adversaries
 
 STAGES = ('train', 'valid', 'evaluate', 'generate')
 Metrics = dict[str, tp.Any]
@@ -23,8 +24,9 @@ Metrics = dict[str, tp.Any]
 class CompressionSolver(base.StandardSolver):
     """A batch is segments of audio; the loss is the distance of the reconstruction, and the cost of the bottleneck.
 
-    Any `CompressionModel` whose penalty and reconstruction can be minimised together; for a variational auto-encoder
-    the penalty is the KL divergence.
+    Any `CompressionModel`: with codebooks the penalty is the commitment, with continuous latents the KL divergence.
+    Discriminators are optional; so is a balancer, which lets a loss's weight decide its share of the gradient
+    (Défossez et al. 2022, arXiv:2210.13438, section 3.4).
     """
 
     def build_dataloaders(self) -> None:
@@ -57,20 +59,43 @@ class CompressionSolver(base.StandardSolver):
         if (self.model.sample_rate, self.model.channels) != (self.cfg.sample_rate, self.cfg.channels):
             raise UserError(f'sample_rate and channels are {self.cfg.sample_rate} and {self.cfg.channels}, but those '
                             f'of the model are {self.model.sample_rate} and {self.model.channels}.')
-        self.losses = {name: build(node) for name, node in self.cfg.losses.items()}
-        unknown = self.cfg.weights.keys() - {*self.losses, 'penalty'}
-        if unknown:
-            raise UserError(f'weights.{min(unknown)} belongs to no loss; the losses are {", ".join(self.losses)}')
         self.optimizer = optim.build_optimizer(self.model.parameters(), self.cfg.optim)
         self.schedule = optim.build_lr_scheduler(self.optimizer, self.cfg.schedule, self.total_updates)
         self.updater = self.build_updater(self.model.parameters(), self.optimizer, self.schedule)
         self.register_stateful('model', 'optimizer', 'schedule', 'updater')
         self.register_best('model')
         self.register_ema('model')
+        self.build_losses()
 
-    def best_metric(self) -> str:
-        """The weighted sum of the losses."""
-        return 'loss'
+    def build_losses(self) -> None:
+        """The losses by name, their balancer, and the discriminators with what trains them."""
+        self.losses = {name: build(node).to(self.device) for name, node in self.cfg.losses.items() if node}
+        self.adversaries = Adversaries(self.cfg.adversarial, self.device, self.build_updater)
+        self.check_weights()
+        self.balancer = build(self.cfg.balancer) if self.cfg.balancer else None
+        if self.balancer is not None:
+            self.register_stateful('balancer')
+        if self.adversaries:
+            self.discriminators, self.discriminator_optimizer = self.adversaries.modules, self.adversaries.optimizer
+            self.discriminator_updater = self.adversaries.updater
+            self.register_stateful('discriminators', 'discriminator_optimizer', 'discriminator_updater')
+
+    def check_weights(self) -> None:
+        """Each weight belongs to a loss: a misspelled one would silently weigh nothing."""
+        known = {'penalty', 'adv', 'feat', *self.losses,
+                 *(f'{kind}_{name}' for kind in ('adv', 'feat') for name in self.adversaries.modules)}
+        for name in sorted(self.cfg.weights.keys() - known):
+            raise UserError(f'weights.{name} belongs to no loss; the losses are {", ".join(sorted(known))}. '
+                            f'{suggest(name, known)}'.rstrip())
+
+    def weight(self, name: str) -> float:
+        """The weight of a loss; `adv` and `feat` are those of all discriminators that have none of their own."""
+        shared = name.split('_')[0] if name.startswith(('adv_', 'feat_')) else name
+        return float(self.cfg.weights.get(name, self.cfg.weights.get(shared, 1.)))
+
+    def best_metric(self) -> str | None:
+        """The weighted sum of the losses; with discriminators none, since their losses move with them."""
+        return None if self.adversaries else 'loss'
 
     def train(self) -> Metrics | None:
         """Train stage: one epoch; before the first one the model looks at the data."""
@@ -85,25 +110,48 @@ class CompressionSolver(base.StandardSolver):
             yield loader.segment(index, 0.5)[None].to(self.device)
 
     def run_step(self, idx: int, batch: AudioBatch, metrics: Metrics) -> Metrics:
-        """One update; outside of train the latents are the means of their posteriors."""
+        """One update: the discriminators first, then the model against them; outside of train nothing is random."""
         wav = batch.to(self.device, non_blocking=True).audio
         draws = self.draws(len(batch)) if self.is_training else None
         with self.autocast():
-            loss = self.loss(self.model(wav, draws), metrics)
+            reconstruction = self.model(wav, draws)
+        output, target = reconstruction.output.float(), reconstruction.target.float()
+        prepared = self.adversaries.prepare(output, target)
+        if draws is not None and self.adversaries and draws.uniform() * self.adversaries.every < 1:
+            metrics.update(self.adversaries.update(prepared))
+        losses = {**self.adversaries.losses(prepared), **self.reconstruction_losses(output, target)}
+        metrics.update(reconstruction.metrics)
+        loss = self.total(losses, reconstruction.penalty, output, metrics)
         if self.is_training:
             metrics.update(self.updater(loss))
         return metrics
 
-    def loss(self, reconstruction: Reconstruction, metrics: Metrics) -> torch.Tensor:
-        """The weighted sum of the losses and the penalty; each goes into the metrics."""
-        terms = {name: loss(reconstruction.output.float(), reconstruction.target)
-                 for name, loss in self.losses.items()}
-        terms['penalty'] = reconstruction.penalty
-        total = sum((self.cfg.weights.get(name, 1.) * value for name, value in terms.items()), torch.zeros(()))
-        metrics.update({name: value.detach() for name, value in {'loss': total, **terms}.items()})
-        metrics.update(reconstruction.metrics)
-        return total
+    def reconstruction_losses(self, output: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Each loss by name; one of weight 0 only informs."""
+        values = {}
+        for name, loss in self.losses.items():
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.weight(name) > 0):
+                values[name] = loss(output, target)
+        return values
 
+    def total(self, losses: dict[str, torch.Tensor], penalty: torch.Tensor, output: torch.Tensor,
+              metrics: Metrics) -> torch.Tensor:
+        """What is minimised: the losses, balanced or by their weights, and the penalty of the bottleneck.
+
+        `loss` in the metrics is the weighted sum in any case, so that train and valid can be compared.
+        """
+        weights = {name: self.weight(name) for name in losses if self.weight(name) > 0}
+        used = {name: losses[name] for name in weights}
+        cost = self.weight('penalty') * penalty
+        total = sum((weights[name] * value for name, value in used.items()), cost)
+        metrics.update({name: value.detach() for name, value in {'loss': total, **losses, 'penalty': penalty}.items()})
+        if self.balancer is None or not self.is_training:
+            return total
+        balanced = self.balancer(used, output, weights)
+        metrics.update({'g_loss': balanced.loss.detach(), **balanced.ratios})
+        return balanced.loss + cost
+
+    @torch.no_grad()
     def reconstructions(self, stage: str) -> tp.Iterator[tuple[Clip, Clip]]:
         """Yield (reconstruction, truth) for the media of a stage."""
         self.model.eval()
@@ -112,18 +160,32 @@ class CompressionSolver(base.StandardSolver):
         for batch in loader:
             self.check_stop()
             wav = batch.audio.to(self.device)
-            decoded = self.model.decode(self.model.encode(wav), num_samples=wav.shape[-1]).cpu()
-            for clip_id, made, true in zip(batch.ids, decoded, batch.audio):
-                yield (Clip(clip_id, made, self.model.sample_rate),
+            encoded = self.model.encode(wav)
+            decoded = self.model.decode(encoded, num_samples=wav.shape[-1]).float().cpu()
+            codes = encoded.codes.cpu() if isinstance(encoded, Codes) else [None] * len(wav)
+            for clip_id, made, true, code in zip(batch.ids, decoded, batch.audio, codes):
+                yield (Clip(clip_id, made, self.model.sample_rate, codes=code, frame_rate=self.model.frame_rate,
+                            bins=self.model.codebook_size or None),
                        Clip(clip_id, true, self.model.sample_rate, media=paths[clip_id],
                             events=read_events(paths[clip_id].parent, clip_id)))
 
     def evaluate(self) -> Metrics:
-        """Losses and metrics of the reconstruction of `dset.evaluate`."""
+        """Losses and metrics of the reconstruction of `dset.evaluate`; with `evaluate.untrained`, of a new model too."""
         results = dict(self.common_train_valid('evaluate'))
         metrics: list[Metric] = [build(node) for node in (self.cfg.evaluate.metrics or {}).values() if node]
+        results |= self.score(metrics)
+        if self.cfg.evaluate.untrained and metrics:
+            trained, self.model = self.model, build(self.cfg.model).to(self.device)
+            results |= {f'untrained/{name}': value for name, value in self.score(metrics).items()}
+            self.model = trained
+        return results
+
+    def score(self, metrics: list[Metric]) -> Metrics:
+        """The results of each metric over all clips."""
+        results: Metrics = {}
         pairs = list(self.reconstructions('evaluate')) if metrics else []
         for metric in metrics:
+            metric.reset()
             metric.update([made for made, _ in pairs], [true for _, true in pairs])
             results |= metric.compute()
         return results
@@ -133,15 +195,15 @@ class CompressionSolver(base.StandardSolver):
         writer = SampleWriter(self.folder / 'generate' / str(self.update))
         count = 0
         for made, true in self.reconstructions('generate'):
-            writer.add(made, reference=true, prompt='reconstruction', checkpoint=self.checkpoint_name,
-                       update=self.update)
+            written = writer.add(made, reference=true, prompt='reconstruction', checkpoint=self.checkpoint_name,
+                                 update=self.update)
+            plots.spectrogram_png(made.audio, made.sample_rate, written.with_suffix('.png'), events=true.events)
             count += 1
-        self.logger.info('Page: %s', self.write_page())
         return {'clips': float(count)}
 
-    def write_page(self) -> Path:
+    def on_results(self, stage: str) -> None:
         """Write the page of this XP."""
-        return write_page(self.folder, signature=self.xp.sig, delta=list(self.xp.argv))
+        self.logger.info('Page: %s', write_page(self.folder, signature=self.xp.sig, delta=list(self.xp.argv)))
 
 
 def _digest(loader: AudioSegments) -> str:
