@@ -42,8 +42,17 @@ def _split(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return g, torch.where(g == 0, torch.ones_like(weight), weight)
 
 
+def _pairs(state: tp.Mapping[str, torch.Tensor]) -> tp.Iterator[tuple[str, str, str]]:
+    """Of each weight normalisation in a state dict: the prefix of its module, and its names of g and v."""
+    for key in state:
+        for name_g, name_v in PAIRS.values():
+            prefix = key.removesuffix(name_g)
+            if prefix != key and prefix + name_v in state:
+                yield prefix, name_g, name_v
+
+
 def rename_weight_norm(state: tp.Mapping[str, torch.Tensor], to: Spelling) -> State:
-    """A copy of a state dict with every weight normalisation in it spelled as `to`, in the same order.
+    """A copy of a state dict with every weight normalisation in it spelled as `to`.
 
     Args:
         state: of any module; keys that do not belong to a weight normalisation are kept.
@@ -52,20 +61,13 @@ def rename_weight_norm(state: tp.Mapping[str, torch.Tensor], to: Spelling) -> St
     """
     if to not in (*PAIRS, 'fused'):
         raise ValueError(f'spelling {to!r} is unknown, expected legacy, parametrizations or fused')
-    renamed: State = {}
-    for key, value in state.items():
-        for name_g, name_v in PAIRS.values():
-            prefix = key.removesuffix(name_g)
-            if prefix != key and prefix + name_v in state:
-                pair = (value, state[prefix + name_v])
-                renamed |= ({f'{prefix}weight': _fuse(*pair)} if to == 'fused'
-                            else {prefix + name: part for name, part in zip(PAIRS[to], pair)})
-                break
-            prefix = key.removesuffix(name_v)
-            if prefix != key and prefix + name_g in state:
-                break
+    renamed = dict(state)
+    for prefix, name_g, name_v in _pairs(state):
+        g, v = renamed.pop(prefix + name_g), renamed.pop(prefix + name_v)
+        if to == 'fused':
+            renamed[f'{prefix}weight'] = _fuse(g, v)
         else:
-            renamed[key] = value
+            renamed.update({prefix + name: part for name, part in zip(PAIRS[to], (g, v))})
     return renamed
 
 
