@@ -8,14 +8,23 @@ from audiocraft.data.store_writer import StoreWriter
 
 AUDIO = {'mean': ((4, 3), 'float32'), 'std': ((4, 3), 'float32'), 'text_features': ((5, 6), 'float32')}
 VIDEO = {**AUDIO, 'clip_features': ((3, 6), 'float32'), 'sync_features': ((8, 7), 'float32')}
+RAGGED = {'mean': ((None, 3), 'float32'), 'text_features': ((5, 6), 'float32'), 'codes': ((None, 4), 'int16')}
 FACTS = {'sample_rate': 16000, 'frame_rate': 31.25, 'duration': 4.}
+
+
+def frames(seed: int) -> int:
+    """How long the ragged tensors of an item are: 1 to 7 frames."""
+    return 1 + seed * 5 % 7
 
 
 def item(keys: dict, seed: int) -> dict[str, torch.Tensor]:
     """Random tensors, a function of the seed; `mean[0, 0]` is the seed."""
     generator = torch.Generator().manual_seed(seed)
-    tensors = {key: torch.randn(*shape, generator=generator) for key, (shape, _) in keys.items()}
+    tensors = {key: torch.randn(*(frames(seed) if dim is None else dim for dim in shape), generator=generator)
+               for key, (shape, _) in keys.items()}
     tensors['mean'][0, 0] = seed
+    if 'codes' in tensors:
+        tensors['codes'] = (100 * tensors['codes']).to(torch.int16)
     return tensors
 
 
