@@ -1,13 +1,14 @@
 """Make a store of media and captions: latents and features, one row per item; go on where it was stopped.
 
-A folder of videos, or, with --clips_tsv, clips of audio files. `torchrun --nproc_per_node=N scripts/extract.py ...`
-shares the work between N processes. Every key of config/extract/*.yaml can be given as KEY=VALUE.
+A folder of videos; with --clips_tsv, clips of audio files; with --manifest or --config audio_codes, windows of audio
+files. `torchrun --nproc_per_node=N scripts/extract.py ...` shares the work between N processes. Every key of
+config/extract/*.yaml can be given as KEY=VALUE.
 """
 
 import argparse
 import typing as tp
 
-PATHS = ('data_dir', 'output_dir', 'captions_tsv', 'clips_tsv', 'latent_dir')
+PATHS = ('data_dir', 'output_dir', 'captions_tsv', 'clips_tsv', 'manifest', 'latent_dir')
 # Flags that stand for a key of the config.
 SHORTCUTS = ('codec', 'duration', 'sample_rate', 'batch_size', 'num_workers', 'device')
 
@@ -15,12 +16,14 @@ SHORTCUTS = ('codec', 'duration', 'sample_rate', 'batch_size', 'num_workers', 'd
 def parser() -> argparse.ArgumentParser:
     """The arguments of the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--data_dir', required=True, help='folder of the media; file names without suffix are the ids')
+    parser.add_argument('--data_dir', help='folder of the media; file names without suffix are the ids')
+    parser.add_argument('--manifest', help='instead of --data_dir: audio files in .jsonl, .jsonl.gz or a table (path)')
     parser.add_argument('--output_dir', required=True, metavar='D', help='the store: D/, D.tsv and D.facts.json')
     parser.add_argument('--captions_tsv', help='table (tabs or commas) with id and caption (or label)')
     parser.add_argument('--clips_tsv', help='table of clips of audio files (partition_clips): audio, no video')
     parser.add_argument('--latent_dir', help='folder for what a resumed extraction needs; may be deleted later')
-    parser.add_argument('--config', help='yaml of config/extract (video_tiny; with --clips_tsv audio_tiny)')
+    parser.add_argument('--config', help='yaml of config/extract (video_tiny; with --clips_tsv audio_tiny; '
+                                         'with --manifest audio_codes)')
     parser.add_argument('--codec', help='compression model: //sig/SIG, the folder of an XP, or a checkpoint')
     parser.add_argument('--duration', type=float, help='seconds of an item')
     parser.add_argument('--sample_rate', type=int, help='16000 or 44100: must be that of the codec')
@@ -65,7 +68,7 @@ def main(args: argparse.Namespace) -> int:
     from ..utils.errors import UserError
     given = {name: getattr(args, name) for name in SHORTCUTS if getattr(args, name) is not None}
     shortcuts = [f'{name}={json.dumps(value)}' for name, value in given.items()]
-    name = args.config or ('audio_tiny' if args.clips_tsv else 'video_tiny')
+    name = args.config or ('audio_codes' if args.manifest else 'audio_tiny' if args.clips_tsv else 'video_tiny')
     cfg = read_config(name, [*shortcuts, *args.overrides])
     if not cfg.get('codec'):
         raise UserError('Which compression model? Give --codec //sig/SIG, the folder of its XP, or a checkpoint '

@@ -29,10 +29,13 @@ class Extractor(nn.Module):
         fps (float or None): frames per second that it wants, with `consumes == 'frames'` only.
         size (tuple of int or None): (height, width), in pixels, to which frames may be squashed while they are
             decoded; None for frames as they are.
+        timed (tuple of str): keys whose first dim is time, in proportion to the length of the audio: ragged where the
+            items of a store differ in length.
     """
     consumes: tp.ClassVar[str]
     fps: float | None = None
     size: tuple[int, int] | None = None
+    timed: tuple[str, ...] = ()
 
     def spec(self, duration: float) -> Spec:
         """Return the keys with the shape and dtype of one item of `duration` seconds."""

@@ -6,12 +6,14 @@ import math
 import typing as tp
 from pathlib import Path
 
+import numpy as np
 import soundfile
 import torch
 
-from ..data.audio import SILENCE, audio_info, read_audio, resample_kaiser_best, to_mono
+from ..data.audio import SILENCE, audio_info, convert_channels, read_audio, resample_kaiser_best
 from ..data.manifest import caption_of, iter_table, read_table
 from ..data.media import AUDIO_SUFFIXES, VIDEO_SUFFIXES, MediaError
+from ..data.resampling import resample_sinc
 from ..utils.errors import UserError
 from .base import Extractor, frame_rates, frame_size
 
@@ -32,11 +34,15 @@ class Item:
         caption (str): text, possibly empty.
         bounds (tuple of int or None): first sample and the one after the last, at the rate of the file; None for a
             video, which is taken from its beginning.
+        window (tuple of float or None): start and duration in seconds, of a window that may be short.
+        listed (str): path of the file as the table of the store gives it, for windows.
     """
     id: str
     path: Path | None
     caption: str = ''
     bounds: tuple[int, int] | None = None
+    window: tuple[float, float] | None = None
+    listed: str = ''
 
 
 def read_captions(path: str | Path, column: str = 'id') -> dict[str, str]:
@@ -56,7 +62,7 @@ def _require_folder(data_dir: str | Path) -> Path:
     return folder
 
 
-def _count_captions(items: list[Item], captions: tp.Mapping[str, str], path: str | Path | None) -> list[Item]:
+def count_captions(items: list[Item], captions: tp.Mapping[str, str], path: str | Path | None) -> list[Item]:
     """Say how many items have no caption: a table of other names would otherwise give a store without texts."""
     without = sum(not item.caption for item in items)
     if path is not None and without:
@@ -84,7 +90,7 @@ def list_videos(data_dir: str | Path, captions_tsv: str | Path | None = None) ->
         by_id[path.stem] = path
     captions = read_captions(captions_tsv) if captions_tsv else {}
     items = [Item(id, path, captions.get(id, '')) for id, path in by_id.items()]
-    return _count_captions(items, captions, captions_tsv)
+    return count_captions(items, captions, captions_tsv)
 
 
 def _find_audio(folder: Path, name: str) -> Path | None:
@@ -127,24 +133,29 @@ def list_clips(data_dir: str | Path, clips_tsv: str | Path, captions_tsv: str | 
         items.append(Item(id, find(row['name']), captions.get(row['name'], ''), bounds))
     if not items:
         raise UserError(f'{clips_tsv} lists no clip')
-    return _count_captions(items, captions, captions_tsv)
+    return count_captions(items, captions, captions_tsv)
 
 
-def video_peak(path: Path) -> float:
-    """Return the largest absolute mono sample of all the sound of a video, read in pieces."""
+def _pieces(path: Path) -> tp.Iterator[np.ndarray]:
+    """All the sound of a file or video, `[C, T]` at a time."""
+    if path.suffix.lower() in AUDIO_SUFFIXES:
+        with soundfile.SoundFile(str(path)) as file:
+            yield from (piece.T for piece in file.blocks(1 << 18, dtype='float32', always_2d=True))
+        return
     from ..data.audio_frames import to_float
     from ..data.video import audio_stream, open_media  # needs PyAV, which audio files do not
     with open_media(path) as container:
-        pieces = (to_float(frame) for frame in container.decode(audio_stream(container, path)))
-        return max((float(abs(piece.mean(axis=0)).max()) for piece in pieces if piece.size), default=0.)
+        yield from (to_float(frame) for frame in container.decode(audio_stream(container, path)))
 
 
 @functools.lru_cache(maxsize=64)
-def audio_peak(path: Path) -> float:
-    """Return the largest absolute mono sample of an audio file, read in pieces; clips of one file share it."""
-    with soundfile.SoundFile(str(path)) as file:
-        pieces = file.blocks(1 << 18, dtype='float32', always_2d=True)
-        return max((float(abs(piece.mean(axis=1)).max()) for piece in pieces), default=0.)
+def peak_of(path: Path, mono: bool) -> float:
+    """Return the largest absolute sample of all the sound of a file, mixed to mono or of any of its channels.
+
+    It is read in pieces; what is cut from one file shares the result.
+    """
+    pieces = (piece.mean(axis=0) if mono else piece for piece in _pieces(path) if piece.size)
+    return max((float(abs(piece).max()) for piece in pieces), default=0.)
 
 
 @dataclasses.dataclass
@@ -154,14 +165,23 @@ class Reader:
     Args:
         extractors (dict): name -> extractor.
         sample_rate (int): of the audio that extractors get, in Hz.
-        duration (float): seconds of an item.
-        normalize_audio (bool): scale so that the largest mono sample of the whole file is 0.95, as MMAudio does for
+        duration (float): seconds of an item; of a window, at most.
+        normalize_audio (bool): scale so that the largest (mono) sample of the whole file is 0.95, as MMAudio does for
             training data.
+        channels (int): of the audio that extractors get.
+        min_duration (float): seconds that a window must have.
     """
     extractors: tp.Mapping[str, Extractor]
     sample_rate: int
     duration: float
     normalize_audio: bool = True
+    channels: int = 1
+    min_duration: float = 0.
+
+    @property
+    def samples(self) -> int:
+        """Samples per channel of an item, at most."""
+        return round(self.duration * self.sample_rate)
 
     def __call__(self, item: Item) -> dict[str, tp.Any]:
         """Return the prepared input of each extractor.
@@ -171,7 +191,13 @@ class Reader:
         """
         if item.path is None:
             raise MediaError(item.id, 'missing', 'no audio file with this name')
-        wav, frames = (self._video(item.path) if item.bounds is None else (self._audio(item.path, item.bounds), {}))
+        frames: dict[float, torch.Tensor] = {}
+        if item.window is not None:
+            wav = self._window(item.path, *item.window)
+        elif item.bounds is not None:
+            wav = self._audio(item.path, item.bounds)
+        else:
+            wav, frames = self._video(item.path)
         inputs: dict[str, tp.Any] = {}
         for name, extractor in self.extractors.items():
             source = {'audio': wav, 'text': item.caption}.get(extractor.consumes)
@@ -186,7 +212,7 @@ class Reader:
         video = read_video(path, frame_rates(models), self.duration, size=frame_size(models))
         if video.audio is None or video.sample_rate is None:
             raise MediaError(path, 'no audio track')
-        wav = self._level(to_mono(video.audio), path, video_peak)
+        wav = self._level(video.audio, path)
         return self._fit(resample_kaiser_best(wav, video.sample_rate, self.sample_rate), path, TOLERANCE), video.frames
 
     def _audio(self, path: Path, bounds: tuple[int, int]) -> torch.Tensor:
@@ -194,18 +220,36 @@ class Reader:
         if info.samples < bounds[1]:
             raise MediaError(path, 'too short', f'{info.samples} samples, the clip ends at {bounds[1]}')
         wav, rate = read_audio(path, bounds[0] / info.sample_rate, (bounds[1] - bounds[0]) / info.sample_rate)
-        wav = self._level(to_mono(wav), path, audio_peak)
-        return self._fit(resample_kaiser_best(wav, rate, self.sample_rate), path, 0.)
+        return self._fit(resample_kaiser_best(self._level(wav, path), rate, self.sample_rate), path, 0.)
 
-    def _level(self, wav: torch.Tensor, path: Path, peak_of: tp.Callable[[Path], float]) -> torch.Tensor:
+    def _window(self, path: Path, start: float, duration: float) -> torch.Tensor:
+        """Read a window, which is as long as it is: at most `samples`, at least `min_duration`."""
+        wav, rate = read_audio(path, start, duration)
+        needed = round(self.min_duration * rate)
+        if wav.shape[-1] < max(1, needed):
+            raise MediaError(path, 'too short', f'{wav.shape[-1] / rate:.2f} s from {start:g} s on, '
+                                                f'needs {self.min_duration:g} s')
+        wav = resample_sinc(self._level(wav, path), rate, self.sample_rate)
+        missing = self.samples - wav.shape[-1]
+        # Rates seldom divide: a whole window may come out a sample or two short, and is whole nevertheless.
+        rounding = 1 + math.ceil(self.sample_rate / rate)
+        return torch.nn.functional.pad(wav, (0, missing)) if missing <= rounding else wav
+
+    def _level(self, wav: torch.Tensor, path: Path) -> torch.Tensor:
+        """Bring `[C, T]` to the channels that are wanted, and to the level."""
+        try:
+            wav = convert_channels(wav, self.channels)
+        except ValueError as error:
+            raise MediaError(path, 'channels', str(error)) from None
+        if not bool(wav.isfinite().all()):
+            raise MediaError(path, 'not finite', 'it holds NaN or infinite samples')
         if float(wav.abs().max()) <= SILENCE:
             raise MediaError(path, 'silent', f'no sample is above {SILENCE:g}')
-        return wav / peak_of(path) * PEAK if self.normalize_audio else wav
+        return wav / peak_of(path, self.channels == 1) * PEAK if self.normalize_audio else wav
 
     def _fit(self, wav: torch.Tensor, path: Path, tolerance: float) -> torch.Tensor:
         """Cut to the duration; fill what is missing within the tolerance with zeros."""
-        wanted = round(self.duration * self.sample_rate)
-        missing = wanted - wav.shape[-1]
+        missing = self.samples - wav.shape[-1]
         if missing > math.ceil(tolerance * self.sample_rate):
             raise MediaError(path, 'too short', f'{wav.shape[-1] / self.sample_rate:.2f} s of audio, '
                                                 f'needs {self.duration:g} s')
