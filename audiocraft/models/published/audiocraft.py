@@ -26,11 +26,14 @@ logger = logging.getLogger(__name__)
 FILE = 'compression_state_dict.bin'
 _RVQ = 'audiocraft.quantization.rvq.ResidualVectorQuantizer'
 _GAUSSIAN = 'audiocraft.quantization.gaussian.GaussianBottleneck'
+# Where a config leaves something out, AudioCraft has other defaults than we.
+SEANET_DEFAULTS = {'n_residual_layers': 3}
 # Given to encoder and decoder by the model itself.
 _OF_MODEL = ('dimension', 'channels', 'causal')
 _OF_DECODER = {'trim_right_ratio': 1., 'final_activation': None, 'final_activation_params': None}
-# What AudioCraft's quantizer does not have.
-_OURS_ALONE = ('_target_', 'dimension', 'expire')
+# What AudioCraft's quantizer is given; it takes nothing else.
+_OF_RVQ = ('n_q', 'q_dropout', 'bins', 'decay', 'kmeans_init', 'kmeans_iters', 'threshold_ema_dead_code',
+           'orthogonal_reg_weight')
 
 
 def read_package(path: Path) -> dict[str, tp.Any]:
@@ -89,7 +92,7 @@ def model_node(cfg: dict[str, tp.Any]) -> dict[str, tp.Any]:
     if cfg.get('compression_model', 'encodec') != 'encodec' or not {'encodec', 'seanet'} <= cfg.keys():
         raise UserError(f'This config describes no EnCodec (compression_model: {cfg.get("compression_model")}): the '
                         'keys "encodec" and "seanet" were expected.')
-    seanet, encodec = dict(cfg['seanet']), cfg['encodec']
+    seanet, encodec = {'dimension': 128, **SEANET_DEFAULTS, **cfg['seanet']}, cfg['encodec']
     only = {name: dict(seanet.pop(name, None) or {}) for name in ('encoder', 'decoder')}
     dims = {name: only[name].pop('dimension', seanet['dimension']) for name in only}
     shared = _arguments(SEANetEncoder).keys() - set(_OF_MODEL)
@@ -134,12 +137,12 @@ def load_codec(path: str | Path) -> EncodecModel:
 
 
 def published_state(model: EncodecModel) -> State:
-    """The weights under the names of the published files, fp32, on the CPU.
+    """The weights under the names of the published files, in fp32.
 
     Those of a codec with codes have weight norm in its old spelling, those of a continuous one in the new spelling and
     without our statistics of the latents.
     """
-    state = {key: value.detach().cpu() for key, value in model.state_dict().items()
+    state = {key: value.detach() for key, value in model.state_dict().items()
              if model.is_discrete or not key.startswith('quantizer.')}
     state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
     return rename_weight_norm(state, to='legacy' if model.is_discrete else 'parametrizations')
@@ -152,27 +155,35 @@ def _seanet_config(model: EncodecModel, given: dict[str, tp.Any]) -> dict[str, t
     seanet |= {'dimension': model.quantizer.dimension, 'channels': model.channels, 'causal': model.causal}
     if model.quantizer.input_dimension != model.quantizer.dimension:
         only['encoder']['dimension'] = model.quantizer.input_dimension
+    seanet |= {key: seanet[key] or {} for key in ('activation_params', 'norm_params')}
     return {**seanet, 'encoder': only['encoder'], 'decoder': {**_OF_DECODER, **only['decoder']}}
+
+
+def _rvq_config(node: dict[str, tp.Any]) -> dict[str, tp.Any]:
+    """The block `rvq` of a config."""
+    given = {**_arguments(locate(_RVQ)), **node}
+    if given['codebook_dim'] not in (None, given['dimension']):
+        raise UserError(f'AudioCraft has no codebooks of {given["codebook_dim"]} dimensions (codebook_dim) for latents '
+                        f'of {given["dimension"]}.')
+    return {key: given[key] for key in _OF_RVQ}
 
 
 def published_config(model: EncodecModel) -> dict[str, tp.Any]:
     """The config from which AudioCraft builds this codec.
 
     Raises:
-        UserError: the model was not made by `build`, so that its arguments are not known.
+        UserError: the model was not made by `build`, so that its arguments are not known, or AudioCraft has no such
+            codec.
     """
     node: dict[str, tp.Any] | None = getattr(model, 'build_cfg', None)
     if not node:
         raise UserError('Only a model that was built from a config can be exported: how it was made is not known.')
-    kind, quantizer = 'no_quant', {}
-    if model.is_discrete:
-        kind, quantizer = 'rvq', {**_arguments(locate(_RVQ)), **node['quantizer']}
+    kind, block = ('rvq', _rvq_config(node['quantizer'])) if model.is_discrete else ('no_quant', {})
     encodec = {'autoencoder': 'seanet', 'quantizer': kind, 'sample_rate': model.sample_rate, 'channels': model.channels,
                'causal': model.causal, 'renormalize': model.renormalize}
     return {'solver': 'compression', 'device': 'cpu', 'dtype': 'float32', 'sample_rate': model.sample_rate,
             'channels': model.channels, 'compression_model': 'encodec', 'encodec': encodec,
-            'seanet': _seanet_config(model, node['seanet']),
-            kind: {key: value for key, value in quantizer.items() if key not in _OURS_ALONE}}
+            'seanet': _seanet_config(model, node['seanet']), kind: block}
 
 
 def export_audiocraft(model: EncodecModel, path: str | Path) -> Path:
@@ -184,7 +195,8 @@ def export_audiocraft(model: EncodecModel, path: str | Path) -> Path:
     """
     path = Path(path)
     path = path / FILE if path.is_dir() else path
-    package = {'best_state': published_state(model), 'xp.cfg': to_yaml(published_config(model)),
+    state = {key: value.cpu() for key, value in published_state(model).items()}
+    package = {'best_state': state, 'xp.cfg': to_yaml(published_config(model)),
                'version': __version__, 'exported': True}
     torch.save(package, path)
     return path
