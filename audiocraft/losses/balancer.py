@@ -42,8 +42,8 @@ class Balancer:
     (Défossez et al. 2022, arXiv:2210.13438, section 3.4). It takes one backward pass of each loss up to the output,
     and, by `loss.backward()`, a single one through the model.
 
-    The averages count each call once: with accumulation, each micro-batch. A norm that is not finite is left out of
-    them, while the loss that is returned is not finite either, so that the update can be skipped.
+    The averages count each call once: with accumulation, each micro-batch. What is not finite, a loss or the norm of
+    its gradient, is left out of them, while what is returned is not finite either, so that the update can be skipped.
 
     Args:
         weights (dict or None): of each loss by name, used where a call gives none.
@@ -83,7 +83,7 @@ class Balancer:
         names = sorted(name for name in losses if weights[name])
         if not names:
             return Balanced(output.new_zeros(()), {})
-        values = torch.stack([losses[name].reshape(()) for name in names])
+        values = torch.stack([losses[name].reshape(()).float() for name in names])
         factors = values.new_tensor([weights[name] for name in names])
         if not (output.requires_grad and torch.is_grad_enabled()) or not (self.balance_grads or self.monitor):
             return Balanced((factors * values).sum(), {})
@@ -92,7 +92,7 @@ class Balancer:
     def _balanced(self, names: list[str], values: torch.Tensor, weights: torch.Tensor, output: torch.Tensor,
                   losses: tp.Mapping[str, torch.Tensor]) -> Balanced:
         gradients = [_gradient(name, losses[name], output) for name in names]
-        averages = self._average(names, gradients)
+        averages = self._average(names, gradients, values)
         scales = weights
         if self.balance_grads:
             scales = weights / weights.sum() * self.total_norm / (self.epsilon + averages)
@@ -102,9 +102,10 @@ class Balancer:
         return Balanced(loss, {f'ratio_{name}': share for name, share in zip(names, shares)} if self.monitor else {})
 
     @torch.no_grad()
-    def _average(self, names: list[str], gradients: list[torch.Tensor]) -> torch.Tensor:
+    def _average(self, names: list[str], gradients: list[torch.Tensor], values: torch.Tensor) -> torch.Tensor:
         """Update the averages of the norms, over all processes, and return them; NaN where there was none yet."""
-        norms = [_norms(gradient, self.per_batch_item) for gradient in gradients]
+        # Signs and clamps have finite gradients where the loss has none: 0 * value is NaN for NaN and infinities.
+        norms = [_norms(gradient, self.per_batch_item) + 0 * value for gradient, value in zip(gradients, values)]
         # Summed over processes before they are averaged over time: all processes then hold the same averages.
         sums = distrib.all_reduce(torch.stack([norm.sum() for norm in norms] + [norms[0].new_tensor(len(norms[0]))]))
         means = sums[:-1] / sums[-1]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 import torchaudio.functional as AF
 from torch import nn
 
-from .base import WaveformLoss
+from .base import WaveformLoss, power
 
 
 def htk_filters(*, sample_rate: int, n_fft: int, n_mels: int, f_min: float, f_max: float | None) -> torch.Tensor:
@@ -59,8 +59,7 @@ class MelSpectrogram(nn.Module):
         padded = F.pad(padded, (0, -(padded.shape[-1] - self.n_fft) % self.hop_length))  # the last frame is full
         spec = torch.stft(padded.flatten(0, 1), self.n_fft, self.hop_length, self.win_length, self.window,
                           center=False, return_complex=True)
-        power = torch.view_as_real(spec).square().sum(dim=-1)
-        return (self.filters @ power).unflatten(0, wav.shape[:2])
+        return (self.filters @ power(spec)).unflatten(0, wav.shape[:2])
 
 
 class MelLoss(WaveformLoss):

@@ -45,11 +45,17 @@ class SISNRLoss(WaveformLoss):
     Args:
         sample_rate (int): of the waveforms.
         segment (float or None): seconds of a frame; None takes the whole waveform as one.
+        joint (bool): take all items of a batch as one long signal, in which loud items count for more and silent ones
+            for nothing. Not with a `segment`.
         epsilon (float): added to energies, per sample of a frame.
     """
 
-    def __init__(self, *, sample_rate: int = 16000, segment: float | None = 5., epsilon: float = EPSILON):
+    def __init__(self, *, sample_rate: int = 16000, segment: float | None = 5., joint: bool = False,
+                 epsilon: float = EPSILON):
         super().__init__()
+        if joint and segment is not None:
+            raise ValueError(f'joint takes the whole batch as one signal: set segment to null, not to {segment}')
+        self.joint = joint
         self.frame = None if segment is None else int(segment * sample_rate)
         if self.frame is not None and self.frame < 2:
             raise ValueError(f'segment must be at least two samples long, got {segment} s at {sample_rate} Hz')
@@ -67,6 +73,8 @@ class SISNRLoss(WaveformLoss):
 
     def distance(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """See `WaveformLoss`."""
+        if self.joint:
+            output, target = output.reshape(1, 1, -1), target.reshape(1, 1, -1)
         made, true = self._frames(output), self._frames(target)
         epsilon = self.epsilon * made.shape[-1]
         signal = (made * true).sum(dim=-1, keepdim=True) * true / (epsilon + _energy(true))

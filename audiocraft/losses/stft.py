@@ -3,9 +3,9 @@
 import typing as tp
 
 import torch
-from torch import nn
+import torch.nn.functional as F
 
-from .base import WaveformLoss
+from .base import WaveformLoss, power
 
 EPSILON = torch.finfo(torch.float32).eps
 LEAST_POWER = 1e-7  # of a bin: the square root below it has no useful gradient
@@ -43,7 +43,7 @@ class MultiResolutionSTFTLoss(WaveformLoss):
         n_fft, hop_length, win_length = self.sizes[index]
         spec = torch.stft(wav.flatten(0, 1), n_fft, hop_length, win_length, getattr(self, self.windows[index]),
                           normalized=self.normalized, return_complex=True)
-        return torch.view_as_real(spec).square().sum(dim=-1).clamp(min=LEAST_POWER).sqrt()
+        return power(spec).clamp(min=LEAST_POWER).sqrt()
 
     def distance(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """See `WaveformLoss`."""
@@ -52,5 +52,5 @@ class MultiResolutionSTFTLoss(WaveformLoss):
             made, true = self.magnitudes(output, index), self.magnitudes(target, index)
             convergence = (true - made).norm() / (true.norm() + self.epsilon)
             logs = [(self.epsilon + value).log() for value in (made, true)]
-            total = total + self.factor_sc * convergence + self.factor_mag * nn.functional.l1_loss(logs[0], logs[1])
+            total = total + self.factor_sc * convergence + self.factor_mag * F.l1_loss(logs[0], logs[1])
         return total / len(self.sizes)

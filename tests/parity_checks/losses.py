@@ -34,9 +34,11 @@ def _check_mel(fixture: Fixture, report: Report, config: dict[str, tp.Any]) -> N
     length = int(config.pop('input').partition(':')[2].rstrip(']'))  # 'x[..., :1500]'
     # The file gives the sample rate of the losses only; it is the same one.
     config.setdefault('sample_rate', fixture.metadata['config']['kwargs']['mel']['sample_rate'])
+    log, floor = config.pop('log', True), config.pop('floor_level', 1e-5)
     mel = MelSpectrogram(**config)
     report.close('melspec.fb', mel.filters.t(), fixture['melspec.fb'])
-    found = (1e-5 + mel(fixture['in.x'][..., :length])).log10()
+    found = mel(fixture['in.x'][..., :length])
+    found = (floor + found).log10() if log else found
     report.close('melspec.out', found.flatten(1, 2), fixture['melspec.out'])
 
 
