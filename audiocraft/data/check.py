@@ -1,18 +1,15 @@
 """Is this data sound? Of a store, a manifest or a folder of media; nothing is changed."""
-import gzip
-import json
 import typing as tp
 from pathlib import Path
 
 from ..utils.errors import UserError
 from .audio import audio_info, read_audio
+from .audio_manifest import LINE_SUFFIXES, AudioMeta, manifest_file, manifest_lines, parse_line, read_meta, rooted
 from .layout import StoreFiles
 from .manifest import iter_table
-from .media import AUDIO_SUFFIXES, CONTAINER_AUDIO_SUFFIXES, VIDEO_SUFFIXES
+from .media import MEDIA_SUFFIXES
 from .store import check_store
 
-MEDIA_SUFFIXES = (*VIDEO_SUFFIXES, *AUDIO_SUFFIXES, *CONTAINER_AUDIO_SUFFIXES)
-LINE_SUFFIXES = ('.jsonl', '.jsonl.gz')
 TABLE_SUFFIXES = ('.tsv', '.csv')
 
 
@@ -32,7 +29,7 @@ def check_path(path: str | Path, deep: bool = False) -> list[str]:
         begun = path.with_name(f'{path.name}.partial').exists()
         return [f'{path}: there is no such file or folder{", its writing has not finished" if begun else ""}.']
     if path.name.endswith(LINE_SUFFIXES):
-        return check_lines(path)
+        return check_lines(path, deep)
     if path.suffix.lower() in TABLE_SUFFIXES:
         return check_manifest(path)
     if path.suffix.lower() in MEDIA_SUFFIXES:
@@ -48,11 +45,14 @@ def is_store(path: str | Path) -> bool:
 
 
 def _check_folder(folder: Path, deep: bool) -> list[str]:
-    """Check the stores that a folder holds, or else its media files."""
+    """Check the stores that a folder holds, or else its manifest, or else its media files."""
     facts = {file.with_name(file.name.removesuffix('.facts.json')) for file in folder.glob('*.facts.json')}
     stores = sorted(facts | {child for child in folder.iterdir() if child.is_dir() and is_store(child)})
     if stores:
         return [problem for store in stores for problem in check_store(store, deep)]
+    manifest = manifest_file(folder)
+    if manifest is not None:
+        return check_lines(manifest, deep)
     media = sorted(file for file in folder.iterdir() if file.suffix.lower() in MEDIA_SUFFIXES)
     if not media:
         return [f'{folder}: holds neither stores nor media files.']
@@ -98,28 +98,47 @@ def _row_problems(row: dict[str, str], folder: Path) -> tp.Iterator[str]:
             yield f'samples {bounds[0]} to {bounds[1]} are no section.'
 
 
-def check_lines(path: str | Path) -> list[str]:
-    """Check a `.jsonl` (or `.jsonl.gz`) manifest: one JSON object per line, each with the `path` of a file."""
+def check_lines(path: str | Path, deep: bool = False) -> list[str]:
+    """Check a manifest of audio (`.jsonl`, `.jsonl.gz`): every line, that its files exist and are there once.
+
+    Args:
+        path (str or Path): the manifest.
+        deep (bool): decode every file; its length must be the one that the manifest gives.
+    """
     path = Path(path)
     problems: list[str] = []
-    count = 0
-    opened = gzip.open(path, 'rt', encoding='utf-8') if path.suffix == '.gz' else open(path, encoding='utf-8')
+    parsed: dict[int, AudioMeta] = {}
+    number = 0
     try:
-        with opened as file:
-            for count, line in enumerate(file, 1):
-                problems += [f'{path}, line {count}: {problem}' for problem in _line_problems(line, path.parent)]
-    except (UnicodeDecodeError, OSError, EOFError) as error:
-        problems.append(f'{path}: not readable as text after line {count} ({error}).')
-    return problems if count or problems else [f'{path}: has no lines.']
+        for number, line in enumerate(manifest_lines(path), 1):
+            try:
+                if line.strip():
+                    parsed[number] = parse_line(line, path, number)
+            except UserError as error:
+                problems.append(str(error))
+    except UserError as error:
+        problems.append(str(error))
+    if not parsed and not problems:
+        return [f'{path}: has no lines.']
+    first: dict[str, int] = {}
+    for number, meta in zip(parsed, rooted(list(parsed.values()), path)):
+        again = first.setdefault(meta.path, number)
+        where = f'{path}, line {number}'
+        if again != number:
+            problems.append(f'{where}: {meta.path} is there already in line {again}.')
+        elif not Path(meta.path).is_file():
+            problems.append(f'{where}: {meta.path} does not exist.')
+        elif deep:
+            problems += [f'{where}: {problem}' for problem in _length_problems(meta)]
+    return problems
 
 
-def _line_problems(line: str, folder: Path) -> tp.Iterator[str]:
+def _length_problems(meta: AudioMeta) -> tp.Iterator[str]:
     try:
-        entry = json.loads(line)
-    except ValueError as error:
-        yield f'not JSON ({error}).'
+        found = read_meta(Path(meta.path), complete=True)
+    except UserError as error:
+        yield str(error)
         return
-    if not isinstance(entry, dict) or not isinstance(entry.get('path'), str):
-        yield 'expected an object with "path".'
-    elif not (folder / entry['path']).is_file():
-        yield f'{folder / entry["path"]} does not exist.'
+    if abs(found.duration - meta.duration) > 0.01 or found.sample_rate != meta.sample_rate:
+        yield (f'{meta.path} has {found.duration:.3f} s at {found.sample_rate} Hz, but the manifest says '
+               f'{meta.duration:.3f} s at {meta.sample_rate} Hz.')

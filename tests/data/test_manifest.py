@@ -58,8 +58,9 @@ def test_check(tmp_path):
     good, bad, lines = tmp_path / 'good.tsv', tmp_path / 'clips.tsv', tmp_path / 'm.jsonl'
     good.write_text('id\tpath\na\tgood.tsv\n')
     bad.write_text('id\tpath\tstart_sample\tend_sample\na\tgone.wav\t5\t5\n')
-    lines.write_text('{"path": "good.tsv"}\n{"path": "gone.wav"}\nnot json\n')
+    entry = '{"path": "%s", "duration": 1, "sample_rate": 8000}'
+    lines.write_text('\n'.join([entry % 'good.tsv', entry % 'gone.wav', 'not json', '']))
     assert check_path(good) == []
     assert ['gone.wav' in problem for problem in check_path(bad)] == [True, False]
-    assert ['line 2' in check_path(lines)[0], 'line 3' in check_path(lines)[1]] == [True, True]
+    assert ['line 3' in check_path(lines)[0], 'line 2' in check_path(lines)[1]] == [True, True]
     assert check_path(tmp_path / 'nothing.tsv') and check_path(tmp_path)
