@@ -23,6 +23,15 @@ def kl_sigmoid(true: torch.Tensor, generated: torch.Tensor) -> torch.Tensor:
     return (true.sigmoid() * (F.logsigmoid(true) - F.logsigmoid(generated))).sum(-1)
 
 
+def kl_probabilities(true: torch.Tensor, generated: torch.Tensor, epsilon: float = 1e-6) -> torch.Tensor:
+    """`KL(true || generated)` of paired probabilities `[N, K]`, for each pair `[N]`.
+
+    `epsilon` is added to the generated ones, so that a class that was not heard at all costs much, but not everything:
+    what AudioCraft's KLD does with the outputs of PaSST.
+    """
+    return (torch.special.xlogy(true, true) - true * (generated + epsilon).log()).sum(-1)
+
+
 class KLDivergence(Metric):
     """Mean divergence over pairs, `kl_<classifier>`.
 

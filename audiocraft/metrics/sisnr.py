@@ -5,27 +5,9 @@ import typing as tp
 import torch
 
 from ..data.samples import Clip
+from ..losses.sisnr import si_snr
 from .base import Metric, References, Results, unavailable
 from .pairs import NO_PAIRS, aligned
-
-LIMIT = 1e-12  # energies relative to the truth below which nothing is told apart: 120 dB
-
-
-def si_snr(estimate: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """Scale-invariant signal-to-noise ratio of `[..., T]` in dB, `[...]`, from -120 to 120; NaN for silent references.
-
-    Without its mean, the estimate is split into the reference times a factor, and what is orthogonal to it; the ratio
-    is that of their energies (Le Roux et al. 2019, arXiv:1811.02508, equation 3).
-    """
-    estimate, reference = (wav.double() - wav.double().mean(-1, keepdim=True) for wav in (estimate, reference))
-    energy = reference.square().sum(-1, keepdim=True)
-    signal = (estimate * reference).sum(-1, keepdim=True) / energy * reference
-    # The two are orthogonal, so that their energies add up to that of the estimate.
-    least = LIMIT * estimate.square().sum(-1)
-    powers = [part.square().sum(-1) + least for part in (signal, estimate - signal)]
-    silent_estimate = estimate.square().sum(-1) == 0
-    ratio = 10 * torch.log10(powers[0] / powers[1])
-    return torch.where(silent_estimate & (energy[..., 0] > 0), -120., ratio)
 
 
 class SISNR(Metric):

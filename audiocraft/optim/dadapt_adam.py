@@ -59,7 +59,7 @@ class DAdaptAdam(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         rate = self._rate()
-        if rate > 0 and any(param.grad is not None for group in self.param_groups for param in group['params']):
+        if rate > 0 and any(_trained(group) for group in self.param_groups):
             self._adapt(rate)
             for group in self.param_groups:
                 for param in _trained(group):

@@ -64,6 +64,16 @@ def test_extreme_decays(decay, expected):
     assert ema.averaged()['net']['bias'].item() == pytest.approx(expected)
 
 
+def test_plain_average_remembers_the_initial_weights():
+    net = nn.Linear(1, 1)
+    fill(net, 8.)
+    ema = EMA({'net': net}, decay=0.5, unbiased=False)
+    for value in (4., 2.):
+        fill(net, value)
+        ema.step()
+    assert ema.averaged()['net']['bias'].item() == pytest.approx(8 / 4 + 4 / 4 + 2 / 2)
+
+
 def test_every_n_updates():
     net = nn.Linear(1, 1)
     ema = EMA({'net': net}, decay=1., updates=2)

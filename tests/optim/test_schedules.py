@@ -64,6 +64,28 @@ def test_closed_forms():
     assert rates(schedules.Exponential, gamma=0.25, every=10)[5] == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize('kind, kwargs', KINDS)
+def test_warmup_from_a_given_start(kind, kwargs):
+    for start in (0., 0.25):
+        found = rates(kind, **kwargs, warmup_start=start)
+        warmup = kwargs['warmup']
+        assert found[:warmup] == pytest.approx([start + (1 - start) * i / warmup for i in range(warmup)])
+        assert found[warmup] == pytest.approx(1.)
+        assert found[warmup:] == rates(kind, **kwargs)[warmup:]
+
+
+def test_options():
+    cosine = rates(schedules.Cosine, warmup=0, min_ratio=0.2, cycle_length=0.5)
+    assert [cosine[i] for i in (0, 5, 10, 20, 21)] == pytest.approx([1, 0.6, 0.2, 1, 0.2])
+    steps = rates(schedules.Exponential, gamma=0.5, every=4, smooth=False, warmup=2)
+    assert steps[2:12] == pytest.approx([1, 1, 1, 1, .5, .5, .5, .5, .25, .25])
+    early = rates(schedules.InverseSqrt, warmup=4, ahead=1)
+    assert early[:29] == rates(schedules.InverseSqrt, warmup=4)[1:]
+    late = rates(schedules.Polynomial, warmup=4, power=1., zero_updates=6)
+    assert late[:6] == [0.] * 6 and late[6:10] == pytest.approx([.2, .4, .6, .8])
+    assert [late[i] for i in (10, 15, 20, 25)] == pytest.approx([1, .5, 0, 0])
+
+
 def test_warmup_as_long_as_the_training_is_no_division_by_zero():
     for kind in (schedules.Cosine, schedules.Linear, schedules.Polynomial):
         assert all(math.isfinite(rate) for rate in rates(kind, total=5, warmup=5))
@@ -90,6 +112,8 @@ def test_refusals():
         make(schedules.Constant, total=0)
     with pytest.raises(UserError, match='warmup'):
         make(schedules.InverseSqrt, warmup=0)
+    with pytest.raises(UserError, match='cycle_length'):
+        make(schedules.Cosine, cycle_length=0.)
     _, schedule = make(schedules.Linear)
     with pytest.raises(UserError, match='not negative'):
         schedule.rescale(-1.)
