@@ -22,7 +22,7 @@ tests: install
 	$(PYTEST) -n 2 --timeout 300 -m 'not integ and not soak' tests
 
 tests_integ: install
-	$(UV) playwright==1.65.2
+	$(UV) playwright==1.65.2 transformers==5.23.0
 	$(PYTEST) --timeout 900 -m 'integ and not soak' tests
 
 soak: install
