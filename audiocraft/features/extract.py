@@ -70,33 +70,35 @@ def extract(*, data_dir: str | Path | None = None, output_dir: str | Path, codec
     Raises:
         UserError: nothing to extract, a store of something else at `output_dir`, no item accepted, ...
     """
-    rank = int(os.environ.get('RANK', 0)) if rank is None else rank
-    world_size = int(os.environ.get('WORLD_SIZE', 1)) if world_size is None else world_size
-    _check_sources(data_dir, clips_tsv, manifest, windows)
+    rank, world_size = _place(rank, world_size)
     items = _list_items(data_dir, clips_tsv, manifest, captions_tsv, duration, min_duration if windows else None)
     videos = not (windows or clips_tsv)
     models = build_extractors(codec, extractors or {}, device, with_frames=videos)
-    facts = store_facts(models, items, duration=duration, normalize_audio=normalize_audio)
-    facts |= {'min_duration': float(min_duration)} if windows else {}
+    facts = store_facts(models, items, duration=duration, normalize_audio=normalize_audio,
+                        **({'min_duration': float(min_duration)} if windows else {}))
     _check_rate(sample_rate, facts['sample_rate'])
     columns = ['label' if videos else 'caption', 'duration', *(['start', 'path'] if windows else [])]
     writer = StoreWriter(output_dir, keys=store_spec(models, duration, windows), ids=[item.id for item in items],
                          facts=facts, columns=columns, state=latent_dir, rank=rank)
     if writer.complete:
-        writer.finish()
-        logger.info('already complete: %s, nothing to do', output_dir)
+        logger.info('already complete: %s, nothing to do', writer.finish().files.folder)
         return Path(output_dir)
     reader = Reader(models, facts['sample_rate'], duration, normalize_audio, facts['channels'], min_duration)
     first, last = (len(items) * part // world_size for part in (rank, rank + 1))
-    todo = [item for item in items[first:last] if not writer.has(item.id)]
     try:
-        _fill(writer, models, reader, todo, batch_size, num_workers, log_items)
+        _fill(writer, models, reader, items[first:last], batch_size, num_workers, log_items)
     finally:
         writer.close()
     if rank == 0:
         _wait_for_others(writer, len(items))
         _report(writer, output_dir)
     return Path(output_dir)
+
+
+def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    """This process among several, from the environment where it is not given."""
+    return (int(os.environ.get('RANK', 0)) if rank is None else rank,
+            int(os.environ.get('WORLD_SIZE', 1)) if world_size is None else world_size)
 
 
 def _check_sources(data_dir: str | Path | None, clips_tsv: str | Path | None, manifest: str | Path | None,
@@ -113,6 +115,7 @@ def _check_sources(data_dir: str | Path | None, clips_tsv: str | Path | None, ma
 def _list_items(data_dir: str | Path | None, clips_tsv: str | Path | None, manifest: str | Path | None,
                 captions_tsv: str | Path | None, duration: float, min_duration: float | None) -> list[Item]:
     """The items of the store; windows when they have a `min_duration`."""
+    _check_sources(data_dir, clips_tsv, manifest, min_duration is not None)
     source = tp.cast(Path, data_dir if manifest is None else manifest)
     if min_duration is not None:
         return list_windows(source, duration=duration, min_duration=min_duration, captions_tsv=captions_tsv)
@@ -150,14 +153,14 @@ def store_spec(models: tp.Mapping[str, Extractor], duration: float, ragged: bool
 
 
 def store_facts(models: tp.Mapping[str, Extractor], items: tp.Sequence[Item], *, duration: float,
-                normalize_audio: bool) -> dict[str, tp.Any]:
-    """Return what the store says of itself: rates, duration, and which models made it from which items."""
+                normalize_audio: bool, **more: tp.Any) -> dict[str, tp.Any]:
+    """Return what the store says of itself: rates, duration, which models made it from which items, and `more`."""
     codec = tp.cast(Codec, models['codec'])
     listed = [[item.id, item.path and item.path.name, item.caption, item.bounds,
                *([item.window, item.listed] if item.window else [])] for item in items]
     discrete = {'num_codebooks': codec.model.num_codebooks, 'codebook_size': codec.model.codebook_size}
     return {
-        **(discrete if codec.model.is_discrete else {}),
+        **more, **(discrete if codec.model.is_discrete else {}),
         'sample_rate': codec.sample_rate, 'frame_rate': codec.model.frame_rate, 'channels': codec.model.channels,
         'duration': float(duration), 'normalize_audio': normalize_audio, 'codec': codec.reference,
         'fps': {key: model.fps for model in models.values() if model.fps for key in model.spec(duration)},
@@ -198,7 +201,8 @@ def _ahead(function: tp.Callable[[Item], Loaded], items: tp.Sequence[Item], thre
 
 def _fill(writer: StoreWriter, models: tp.Mapping[str, Extractor], reader: Reader, items: tp.Sequence[Item],
           batch_size: int, num_workers: int, log_items: int) -> None:
-    """Extract the items into the store, a batch at a time."""
+    """Extract the items into the store that it has not, a batch at a time."""
+    items = [item for item in items if not writer.has(item.id)]
     def write(batch: list[tuple[Item, Inputs]], size: int) -> None:
         _write(writer, models, batch, size, reader)
 
