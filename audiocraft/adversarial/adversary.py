@@ -33,7 +33,9 @@ class Adversary(nn.Module):
         discriminator_optimizer.step()
         losses = adversary.generator_losses(prepared)
 
-    Spectrograms are computed once for all of it. The discriminator sees both sides in one pass in its own update.
+    Spectrograms are computed once for all of it. Each side is judged in a pass of its own: in one pass with both, the
+    generator's losses would pay for a backward pass through the real half too (half as much again), and gradients that
+    cancel exactly, as those of the hinge losses do for the last bias, would leave rounding noise, which Adam amplifies.
 
     Args:
         discriminator (Discriminator): the networks.
@@ -64,10 +66,10 @@ class Adversary(nn.Module):
 
     def discriminator_loss(self, prepared: Prepared) -> torch.Tensor:
         """What the discriminator lowers, 0-dim; the generator gets no gradient."""
-        pairs = zip(prepared.fake, prepared.real, strict=True)
-        logits = self.discriminator.from_prepared([torch.cat([fake.detach(), real]) for fake, real in pairs]).logits
-        halves = [logit.float().chunk(2) for logit in logits]
-        return self._over_discriminators([self.loss.fake(fake) + self.loss.real(real) for fake, real in halves])
+        fakes = self.discriminator.from_prepared([view.detach() for view in prepared.fake]).logits
+        reals = self.discriminator.from_prepared(prepared.real).logits
+        return self._over_discriminators([self.loss.fake(fake.float()) + self.loss.real(real.float())
+                                          for fake, real in zip(fakes, reals, strict=True)])
 
     def generator_losses(self, prepared: Prepared) -> dict[str, torch.Tensor]:
         """What the generator lowers, 0-dim each: `adv`, and `feat`, the distance of the feature maps.
@@ -77,7 +79,6 @@ class Adversary(nn.Module):
         with self.frozen():
             with torch.no_grad():
                 real_fmaps = self.discriminator.from_prepared(prepared.real).fmaps
-            # A pass of its own, and not one with the real half: what has no gradient is not worth a backward pass.
             logits, fake_fmaps = self.discriminator.from_prepared(prepared.fake)
         adv = [self.loss.generator(logit.float()) for logit in logits]
         feat = [self._feature_distance(fake, real) for fake, real in zip(fake_fmaps, real_fmaps, strict=True)]

@@ -23,12 +23,16 @@ def copy_fixture(fixture: Fixture, folder: Path) -> dict[str, Path]:
 
 
 def perturb_tensors(path: Path) -> None:
-    """Change one element of one floating tensor of a file: of a weight if there is one."""
+    """Change one element of one floating tensor of a file: of a weight if there is one, of several elements if any.
+
+    A single bias can be too small to show: 0.01 beside logits in the thousands is within any tolerance.
+    """
     with safe_open(path, 'pt') as file:
         tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()
     floating = sorted(key for key, value in tensors.items() if value.is_floating_point())
     weights = [key for key in floating if any(part.startswith('sd') for part in key.split('.'))]
-    flat = tensors[(weights or floating)[0]].view(-1)
+    candidates = weights or floating
+    flat = tensors[next((key for key in candidates if tensors[key].numel() > 1), candidates[0])].view(-1)
     place = int(flat.float().nan_to_num(posinf=0., neginf=0.).abs().argmax())
     flat[place] = flat[place] * 1.25 + 0.01
     save_file(tensors, path, metadata)
