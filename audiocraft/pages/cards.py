@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ..data.audio import read_audio, write_audio
+from ..data.audio import read_audio, resample, write_audio
 from ..utils.errors import UserError
 from . import assets, plots
 from .markup import Html, tag
@@ -62,13 +62,17 @@ def card(clip: ClipResult, update: int | None, files: Assets, notes: list[str]) 
     group = str(update) if update is not None else 'clips'
     seconds = clip.duration or _seconds(clip.audio, notes)
     events = clip.events or []
-    takes = [_take('Generated', files.media(clip.media, group, clip.id, link=True),
+    rate = clip.details.get('sample_rate')
+    takes = [_take(clip.label or 'Generated', files.media(clip.media, group, clip.id, link=True),
                    _picture(clip.audio, 0., seconds, group, clip.id, files, notes), events, 0., seconds)]
-    truth = _truth(clip, seconds, files, notes)
+    truth = _truth(clip, seconds, rate if isinstance(rate, int) and rate > 0 else None, files, notes)
     if truth is not None:
         takes.append(_take('Truth', *truth, events, clip.start, seconds))
     prompt = tag('p', clip.prompt or clip.id, class_='prompt', dir='auto')
-    return tag('article', prompt, _facts(clip), takes, class_='card')
+    # Pictures that move need the width of the card; of sounds alone two fit side by side.
+    moving = any(Path(path).suffix.lower() in assets.VIDEO for path in (clip.media, clip.reference) if path)
+    shown = takes if moving else tag('div', takes, class_='pair')
+    return tag('article', prompt, _facts(clip), shown, class_='card')
 
 
 def _facts(clip: ClipResult) -> Html:
@@ -87,12 +91,16 @@ def _plain(value: tp.Any) -> str:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else format_value(value, 3)
 
 
-def _truth(clip: ClipResult, seconds: float, files: Assets, notes: list[str]) -> tuple[str, str | None] | None:
-    """Links of the truth's media and spectrogram; media that no browser plays are shown by their sound."""
+def _truth(clip: ClipResult, seconds: float, rate: int | None, files: Assets, notes: list[str]
+           ) -> tuple[str, str | None] | None:
+    """Links of the truth's media and spectrogram; media that no browser plays are shown by their sound.
+
+    The spectrogram is that of the truth at the `rate` of the generated sound, so that the two have one axis.
+    """
     source = clip.reference
     if source is None or source.suffix.lower() not in assets.CONTAINERS:
         return None
-    picture = _picture(source, clip.start, seconds, 'truth', clip.id, files, notes)
+    picture = _picture(source, clip.start, seconds, 'truth', clip.id, files, notes, rate)
     if source.suffix.lower() in assets.VIDEO | assets.AUDIO:
         # The fragment makes the player stop where the generated clip stops.
         return f'{files.media(source, "truth", clip.id, link=False)}#t={clip.start:g},{clip.start + seconds:g}', picture
@@ -106,16 +114,18 @@ def _truth(clip: ClipResult, seconds: float, files: Assets, notes: list[str]) ->
 
 
 def _picture(source: Path, start: float, seconds: float, group: str, name: str, files: Assets,
-             notes: list[str]) -> str | None:
+             notes: list[str], rate: int | None = None) -> str | None:
     """Link of the spectrogram of `seconds` of a file, silence after its end, so that two of them line up."""
     if not plots.available():
         return None
-    target = files.path(group, name, stamp_of(source, start, seconds), '.png')
+    target = files.path(group, name, stamp_of(source, start, seconds, rate), '.png')
     if not target.exists():
         sound = _read(source, start, seconds, notes)
         if sound is None:
             return None
         wav, sample_rate = sound
+        if rate is not None:
+            wav, sample_rate = resample(wav, sample_rate, rate), rate
         missing = max(0, round(seconds * sample_rate) - wav.shape[-1])
         plots.spectrogram_png(torch.nn.functional.pad(wav, (0, missing)), sample_rate, target, axes=False)
     return files.link(target)

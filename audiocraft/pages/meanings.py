@@ -26,14 +26,31 @@ MEANINGS = {
     'isc': 'Inception score: confident and varied classes; higher is better, on one classifier only.',
     'mel_distance': 'Mean absolute difference of log-mel spectrograms; 0 is identical.',
     'log_spectral_distance': 'Distance of the spectra of reconstruction and truth, in dB; 0 is identical.',
-    'l1': 'Mean absolute error of the reconstructed spectrogram, the first part of the loss.',
-    'penalty': 'What keeps the latents near a normal distribution, the second part of the loss.',
+    'stft_distance': 'Distance of magnitude spectrograms over windows of several lengths: relative error, and '
+                     'difference of logs; 0 is identical.',
+    'chroma_cosine': 'Does it have the harmony of the truth? Cosine of the twelve pitch classes, frame by frame; 1 is '
+                     'best.',
+    'relative_volume': 'Volume of the error relative to the truth in mel bands, low to high, in dB; lower is better.',
+    'visqol': 'What listeners would say, from 1 to 5, as ViSQOL estimates it; higher is better.',
+    'codebook_use': 'Share of the entries of the codebooks that occur at all, level by level; 1 is all of them.',
+    'codebook_perplexity': 'How many entries the codebooks would have with the same variety, were all equally '
+                           'frequent; higher is better.',
+    'bitrate': 'Kilobits per second of the codes; lower is cheaper. With entropy coding: what is really in them.',
+    'l1': 'Mean absolute error of the reconstruction, in the space of the loss.',
+    'l2': 'Mean squared error of the reconstruction, in the space of the loss.',
+    'msspec': 'Distance of mel spectrograms over windows of several lengths, a part of the loss.',
+    'sisnr': 'Minus the signal to noise ratio of segments, in dB; lower is better.',
+    'adv': 'How well a discriminator tells the reconstruction from truth: part of the loss, no measure of quality.',
+    'feat': 'Distance of reconstruction and truth in the layers of a discriminator.',
+    'penalty': 'Cost of the bottleneck in the loss: keeps latents near a normal distribution, or near their codes.',
     'latent_std': 'Spread of the latents; about 1 is easiest for the models that follow.',
     'posterior_std': 'What the encoder says of its own uncertainty, on average.',
-    'si_snr': 'Scale-invariant signal to noise ratio of the reconstruction, in dB; higher is better.',
+    'si_snr': 'Scale-invariant signal to noise ratio of the reconstruction, in dB; higher is better. Median '
+              'and worst (5 % are below) of the clips beside it.',
 }
 CONTROLS = {
     'ceiling': 'The truth through the compression model: what the codec and the detector allow at best.',
+    'untrained': 'A model of the same shape before any training: what comes from nothing.',
     'truth': 'The true sounds themselves, measured in the same way.',
     'wrong_video': 'Scored against other videos: what chance gives.',
     'frozen': 'The model saw a still picture: what does not come from motion.',
@@ -101,10 +118,15 @@ def words(name: str) -> str:
 
 
 def _base(name: str, metrics: dict[str, tp.Any]) -> str:
-    """The measure that `name` is a control of, or `name`; a control whose measure is missing stands for itself."""
+    """The measure that `name` is a control of, or `name`; a control whose measure is missing stands for itself.
+
+    What has a meaning of its own is never one: `mel_distance` is not a control of a loss `mel`.
+    """
     tail = name.rpartition('/')[2]
     if tail in metrics and tail != name:
         name = tail
+    if name in MEANINGS:
+        return name
     for other in metrics:
         if '/' not in other and name != other and name.startswith(f'{other}_'):
             return other

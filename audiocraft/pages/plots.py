@@ -37,7 +37,7 @@ COLOURS = ['#3b82c4', '#d9822b', '#3a9d6b', '#b4559b', '#c0504d', '#7d70d3', '#8
 PANELS = {'loss': 'Losses', 'scores': 'Scores when evaluated, 0 to 1', 'distances': 'Other measures when evaluated'}
 MAX_LINES = 8
 # In the name of a measure that has no upper end, though its values may happen to lie below 1.
-UNBOUNDED = ('distance', 'fd_', 'kid_', 'kl_', 'isc_')
+UNBOUNDED = ('distance', 'fd_', 'kid_', 'kl_', 'isc_', 'si_snr', 'visqol', 'relative_volume', 'perplexity', 'bitrate')
 
 _told: set[str] = set()
 

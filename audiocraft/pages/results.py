@@ -32,6 +32,7 @@ class ClipResult:
         media (Path): `.mp4` when there is one, else `.wav`.
         audio (Path): the `.wav`, or `media`.
         prompt (str): the caption it was made from.
+        label (str): what the generated sound is called, or ''.
         reference (Path or None): truth media, if it is there.
         start (float): where the clip begins in the truth, in seconds.
         duration (float or None): seconds that were generated.
@@ -43,6 +44,7 @@ class ClipResult:
     media: Path
     audio: Path
     prompt: str = ''
+    label: str = ''
     reference: Path | None = None
     start: float = 0.
     duration: float | None = None
@@ -162,6 +164,7 @@ def _read_clip(path: Path, results: Results) -> ClipResult | None:
     clip = ClipResult(str(content.pop('id', path.stem)), media[0], media[-1])
     prompt, caption = content.pop('prompt', None), content.pop('caption', None)
     clip.prompt = str(prompt or caption or '')
+    clip.label = str(content.pop('label', None) or '')
     clip.start = _number(content.pop('start', None)) or 0.
     clip.duration = _number(content.pop('duration', None))
     scores = content.pop('scores', None)

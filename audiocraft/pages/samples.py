@@ -7,7 +7,8 @@
                                   `CONTROL/NAME` and `NAME_SUFFIX` are shown beside `NAME` (see `meanings`)
     generate/<update>/            the newest that holds clips is shown. A clip is `<stem>.json` with `<stem>.wav`, and
                                   `<stem>.mp4` where there is a picture. Keys that are read, all optional: `id`,
-                                  `caption` or `prompt`, `duration` (seconds), `start` (of the clip in the truth),
+                                  `caption` or `prompt`, `label` (of the generated sound: `Reconstruction`),
+                                  `duration` (seconds), `start` (of the clip in the truth), `sample_rate`,
                                   `reference` (path of the truth, absolute or relative to the JSON, the XP folder or
                                   the current folder), `events` ([{'time': seconds, 'kind': text}]; else those
                                   beside the truth, see `data.samples.read_events`), `scores` ({name: number});

@@ -32,6 +32,8 @@ nav a:hover { text-decoration: underline; }
   align-items: start; }
 .take h3 { grid-column: 1 / -1; margin: 0; font-size: .82rem; font-weight: 600; color: var(--soft); }
 .take audio { align-self: center; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: 0 1.5rem; }
+.pair .take { grid-template-columns: minmax(0, 1fr); align-content: start; }
 video, audio { width: 100%; display: block; }
 video { border-radius: 6px; background: #000; }
 .picture { position: relative; cursor: crosshair; }

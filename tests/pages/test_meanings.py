@@ -23,6 +23,20 @@ def test_a_reason_belongs_to_its_measure_and_meanings_go_by_beginnings():
     assert found['fd_embedded'].controls == {'n': 32.} and found['fd_embedded'].meaning.startswith('Fréchet')
 
 
+def test_scores_of_reconstructions():
+    metrics = {'l1': 0.1, 'mel': 0.3, 'si_snr': 9., 'si_snr_median': 8., 'si_snr_worst': 1., 'mel_distance': 0.2,
+               'stft_distance': 2., 'codebook_use': 0.9, 'codebook_use_0': 1., 'codebook_use_1': 0.8,
+               'codebook_perplexity': 200., 'bitrate': 1.6, 'visqol': None, 'visqol_reason': 'not installed',
+               'untrained/si_snr': -20., 'untrained/si_snr_median': -21., 'untrained/mel_distance': 2.}
+    found = {measure.name: measure for measure in measures(metrics)}
+    assert list(found) == ['l1', 'mel', 'si_snr', 'mel_distance', 'stft_distance', 'codebook_use',
+                           'codebook_perplexity', 'bitrate', 'visqol']
+    assert found['si_snr'].controls == {'untrained': -20., 'median': 8., 'worst': 1.}
+    assert found['codebook_use'].controls == {'0': 1., '1': 0.8} and not found['mel'].controls
+    assert found['mel_distance'].controls == {'untrained': 2.} and found['visqol'].reason == 'not installed'
+    assert all(measure.meaning for name, measure in found.items() if name != 'mel')
+
+
 def test_what_the_sound_follows():
     key = 'swapped_caption/kind_accuracy', 'swapped_caption/of_caption/kind_accuracy'
     assert follows(METRICS) == [('swapped_caption', 'the picture', 0.94, 0.03)]
