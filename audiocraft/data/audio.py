@@ -47,8 +47,8 @@ def audio_info(path: tp.Union[str, Path]) -> AudioInfo:
     """
     path = require_file(path)
     if path.suffix.lower() in VIDEO_SUFFIXES + CONTAINER_AUDIO_SUFFIXES:
-        from .video import media_audio_info  # needs PyAV, which audio files do not
-        return AudioInfo(*media_audio_info(path))
+        from .container_audio import container_audio_info  # needs PyAV, which audio files do not
+        return AudioInfo(*container_audio_info(path))
     try:
         info = soundfile.info(str(path))
     except soundfile.LibsndfileError as error:
@@ -73,11 +73,12 @@ def read_audio(path: tp.Union[str, Path], start: float = 0.,
     if start < 0 or (duration is not None and duration < 0):
         raise ValueError(f'start and duration must not be negative, got {start} and {duration}')
     if path.suffix.lower() in VIDEO_SUFFIXES + CONTAINER_AUDIO_SUFFIXES:
-        from .video import read_media_audio
-        wav, sample_rate = read_media_audio(path)
-        first = round(start * sample_rate)
-        _check_start(path, first, wav.shape[1], sample_rate)
-        return wav[:, first:None if duration is None else first + round(duration * sample_rate)], sample_rate
+        from .container_audio import read_container_audio
+        wav, sample_rate = read_container_audio(path, start, duration)
+        if not wav.shape[1]:
+            info = audio_info(path)
+            _check_start(path, round(start * sample_rate), info.samples, info.sample_rate)
+        return wav, sample_rate
     try:
         with soundfile.SoundFile(str(path)) as file:
             first = round(start * file.samplerate)

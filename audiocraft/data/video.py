@@ -131,7 +131,7 @@ class _Decoder:
             if self.sound is not None:
                 streams.append(audio_stream(container, self.path))
                 streams[1].codec_context.thread_count = 1
-            for packet in _packets(container, streams, self.path):
+            for packet in decoded_packets(container, streams, self.path):
                 for frame in packet:
                     self._picture(frame) if isinstance(frame, av.VideoFrame) else self._samples(frame)
                 if self._done():
@@ -258,7 +258,7 @@ def video_info(path: tp.Union[str, Path]) -> VideoInfo:
         length = stream.duration * stream.time_base if stream.duration else None
         if length is None and container.duration is not None:
             length = container.duration / av.time_base
-        frame = next((f for frames in _packets(container, [stream], path) for f in frames), None)
+        frame = next((f for frames in decoded_packets(container, [stream], path) for f in frames), None)
         width, height = stream.codec_context.width, stream.codec_context.height
         if frame is not None and round(frame.rotation / 90) % 2:
             width, height = height, width
@@ -274,9 +274,9 @@ def read_media_audio(path: tp.Union[str, Path]) -> tuple[torch.Tensor, int]:
     path = require_file(path)
     with open_media(path) as container:
         stream = audio_stream(container, path)
-        video = next((s for s in container.streams.video if not _is_cover(s)), None)
+        video = next((s for s in container.streams.video if not is_cover(s)), None)
         sound = AudioCollector(path)
-        for frames in _packets(container, [stream], path):
+        for frames in decoded_packets(container, [stream], path):
             for frame in frames:
                 sound.add(frame)
         start = sound.start
@@ -290,26 +290,6 @@ def read_media_audio(path: tp.Union[str, Path]) -> tuple[torch.Tensor, int]:
     return torch.from_numpy(sound.between(start, max(length, 0.))), sound.sample_rate
 
 
-def media_audio_info(path: tp.Union[str, Path]) -> tuple[int, int, int]:
-    """Return rate, channels and samples per channel of the sound of a container; decodes it if its header is silent.
-
-    Times are those of `read_media_audio`.
-    """
-    path = require_file(path)
-    with open_media(path) as container:
-        stream = audio_stream(container, path)
-        video = next((s for s in container.streams.video if not _is_cover(s)), None)
-        rate, channels = stream.codec_context.sample_rate, stream.codec_context.channels
-        if stream.duration is not None and rate and channels:
-            end = float((stream.start_time or 0) + stream.duration) * float(stream.time_base)
-            start = float((stream.start_time or 0) * stream.time_base)
-            if video is not None and video.start_time is not None:
-                start = float(video.start_time * video.time_base)
-            return rate, channels, max(0, round((end - start) * rate))
-    wav, rate = read_media_audio(path)
-    return rate, wav.shape[0], wav.shape[1]
-
-
 def open_media(path: Path) -> tp.Any:
     """Open a container for reading, or raise `MediaError('unreadable')`."""
     try:
@@ -320,7 +300,7 @@ def open_media(path: Path) -> tp.Any:
 
 def video_stream(container: tp.Any, path: Path) -> tp.Any:
     """Return the first stream of moving pictures (the cover of an album is none)."""
-    stream = next((s for s in container.streams.video if not _is_cover(s)), None)
+    stream = next((s for s in container.streams.video if not is_cover(s)), None)
     if stream is None:
         raise MediaError(path, 'no video track')
     return stream
@@ -334,11 +314,12 @@ def audio_stream(container: tp.Any, path: Path) -> tp.Any:
     return stream
 
 
-def _is_cover(stream: tp.Any) -> bool:
+def is_cover(stream: tp.Any) -> bool:
+    """Whether a stream of pictures is the cover of an album."""
     return bool(stream.disposition & av.stream.Disposition.attached_pic)
 
 
-def _packets(container: tp.Any, streams: tp.Sequence[tp.Any], path: Path) -> tp.Iterator[list[tp.Any]]:
+def decoded_packets(container: tp.Any, streams: tp.Sequence[tp.Any], path: Path) -> tp.Iterator[list[tp.Any]]:
     """Yield lists of decoded frames, packet by packet; damage is a `MediaError`."""
     try:
         for packet in container.demux(*streams):
