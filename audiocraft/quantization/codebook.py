@@ -12,6 +12,10 @@ from torch import nn
 from .. import distrib
 
 SMOOTHING = 1e-5
+# Of the mean count, the highest threshold; of the threshold, the count that new entries begin with: without use, they
+# have ten updates at the usual decay. Less, and they are replaced before they could be used; more, and a codebook whose
+# vectors have just changed is slow to follow.
+MAX_THRESHOLD, NEW_SIZE = 0.25, 1.1
 # Distances that are computed at once: 256 MiB in fp32.
 DISTANCES_AT_ONCE = 2 ** 26
 
@@ -114,7 +118,7 @@ class EuclideanCodebook(nn.Module):
             are small random vectors.
         kmeans_iters (int): iterations of it.
         threshold_ema_dead_code (float): entries whose moving count is lower are dead; 0: none is. In effect never more
-            than half of the mean count: in batches of few vectors no entry could reach the threshold, and all would
+            than a quarter of the mean count: with few vectors for each entry most would be below the threshold, and
             begin anew at each update.
         expire (str): `replace`: dead entries become random vectors of the batch; `upstream`: nothing happens, as in
             AudioCraft, where the replaced entry is overwritten within the same update.
@@ -199,10 +203,12 @@ class EuclideanCodebook(nn.Module):
         if not self.threshold:
             return self.cluster_size.new_zeros(())
         drawn = distrib.broadcast(sample_rows(rows, self.bins))
-        dead = finite & (self.cluster_size < (self.cluster_size.mean() / 2).clamp(max=self.threshold))
+        threshold = (self.cluster_size.mean() * MAX_THRESHOLD).clamp(max=self.threshold)
+        dead = finite & (self.cluster_size < threshold)
         # The first dead entry takes the first row, and so on: different rows, if there are enough.
         new = drawn[(dead.cumsum(0) - 1).clamp(min=0)]
+        size = threshold * NEW_SIZE
         self.embed.copy_(torch.where(dead[:, None], new, self.embed))
-        self.embed_avg.copy_(torch.where(dead[:, None], new * self.threshold, self.embed_avg))
-        self.cluster_size.masked_fill_(dead, self.threshold)
+        self.embed_avg.copy_(torch.where(dead[:, None], new * size, self.embed_avg))
+        self.cluster_size.copy_(torch.where(dead, size, self.cluster_size))
         return dead.sum().to(self.cluster_size)

@@ -76,11 +76,12 @@ class GaussianBottleneck(Quantizer):
     @torch.no_grad()
     def _track(self, means: torch.Tensor) -> None:
         """Add the means `[B, D, T']` of one batch, of all processes together; not if one is not finite."""
-        shifted = means - self.latent_mean[:, None]
-        sums = torch.stack([torch.ones_like(shifted).sum((0, 2)), shifted.sum((0, 2)), shifted.square().sum((0, 2))])
-        count, total, squares = distrib.all_reduce(sums)
-        shift = total / count
-        var = squares / count - shift.square()
+        rows = means.transpose(0, 1).flatten(1)
+        # Twice through the batch: the mean square less the squared mean loses a deviation that is far below the mean.
+        sums = distrib.all_reduce(torch.cat([rows.sum(1), rows.new_full((1,), rows.shape[1])]))
+        mean, count = sums[:-1] / sums[-1], sums[-1]
+        var = distrib.all_reduce((rows - mean[:, None]).square().sum(1)) / count
+        shift = mean - self.latent_mean
         finite = (shift.isfinite() & var.isfinite()).all()
         self.latent_count += finite
         weight = torch.where(finite, (1 / self.latent_count).clamp(min=1 - self.decay), 0.)
