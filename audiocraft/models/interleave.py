@@ -22,6 +22,7 @@ class InterleaveStereo(CompressionModel):
             raise ValueError('InterleaveStereo wants a model with codes and of one channel, got '
                              f'{"codes" if model.is_discrete else "continuous latents"} of {model.channels} channel(s)')
         self.model, self.per_timestep = model, per_timestep
+        self.renormalize = bool(getattr(model, 'renormalize', False))
         self.sample_rate, self.channels, self.latent_dim = model.sample_rate, 2, model.latent_dim
         self.frame_rate = model.frame_rate * (2 if per_timestep else 1)
 

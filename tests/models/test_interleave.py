@@ -17,6 +17,7 @@ def test_each_channel_is_encoded_by_itself(per_timestep: bool, renormalize: bool
     mono = random_codec(renormalize=renormalize)
     stereo, wav = InterleaveStereo(model=mono, per_timestep=per_timestep), audio(channels=2)
     wav[:, 1] *= 3.
+    assert stereo.renormalize == renormalize
     left, right = (mono.encode(wav[:, channel:channel + 1]) for channel in (0, 1))
     encoded = stereo.encode(wav)
     assert isinstance(left, Codes) and isinstance(right, Codes)
