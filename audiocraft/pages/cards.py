@@ -77,7 +77,8 @@ def card(clip: ClipResult, update: int | None, files: Assets, notes: list[str]) 
 
 def _facts(clip: ClipResult) -> Html:
     details = {name: _without(value, clip.prompt) for name, value in clip.details.items() if name not in HIDDEN}
-    items = [('id', clip.id), *clip.scores.items(), *details.items()]
+    title = [('id', clip.id)] if clip.prompt else []  # else the id is the title
+    items = [*title, *clip.scores.items(), *details.items()]
     return tag('ul', [tag('li', f'{words(str(name))} ', tag('b', _plain(value))) for name, value in items
                       if value not in (None, '', {}, [])], class_='facts')
 
