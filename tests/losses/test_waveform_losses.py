@@ -19,7 +19,8 @@ LOSSES = {
     'msspec': lambda: MultiScaleMelLoss(sample_rate=RATE, range_start=5, range_end=8, n_mels=20),
     'mrstft': lambda: MultiResolutionSTFTLoss(n_ffts=(128, 256), hop_lengths=(30, 60), win_lengths=(100, 256)),
     'sisnr': lambda: SISNRLoss(sample_rate=RATE, segment=0.1),
-    'sisnr_whole': lambda: SISNRLoss(sample_rate=RATE, segment=None)}
+    'sisnr_whole': lambda: SISNRLoss(sample_rate=RATE, segment=None),
+    'sisnr_joint': lambda: SISNRLoss(sample_rate=RATE, segment=None, joint=True, epsilon=1e-12)}
 SPECTRAL = [name for name in LOSSES if not name.startswith('sisnr')]
 
 
@@ -56,7 +57,7 @@ def test_each_channel_counts_alike(loss):
     output = target + 0.05 * torch.randn_like(target)
     swapped = loss(output.flip(1), target.flip(1))
     torch.testing.assert_close(swapped, loss(output, target))
-    if not isinstance(loss, MultiResolutionSTFTLoss):  # whose spectral convergence is that of the whole batch
+    if not (isinstance(loss, MultiResolutionSTFTLoss) or getattr(loss, 'joint', False)):  # these see the batch as one
         torch.testing.assert_close(loss(output.transpose(0, 1), target.transpose(0, 1)), swapped)
         alone = torch.stack([loss(output[:, [i]], target[:, [i]]) for i in range(2)])
         torch.testing.assert_close(alone.mean(), swapped)
@@ -209,6 +210,16 @@ class TestSISNR:
         estimate = reference + torch.tensor([[[0.01], [0.1]]]) * torch.randn_like(reference)
         each = [si_snr(estimate[:, i], reference[:, i]) for i in range(2)]
         torch.testing.assert_close(si_snr(estimate, reference), (each[0] + each[1]) / 2)
+
+    def test_joint_takes_the_batch_as_one_signal(self):
+        target = tone(channels=2) * torch.tensor([1., 0.]).view(2, 1, 1)  # the second item is silent
+        output = target + 0.02 * torch.randn_like(target)
+        joint = SISNRLoss(sample_rate=RATE, segment=None, joint=True, epsilon=1e-12)(output, target)
+        assert joint.item() == pytest.approx(-si_snr(output.reshape(1, -1), target.reshape(1, -1)).item(), abs=1e-3)
+        apart = SISNRLoss(sample_rate=RATE, segment=None, epsilon=1e-12)(output, target)
+        assert apart > joint + 20
+        with pytest.raises(ValueError, match='set segment to null'):
+            SISNRLoss(sample_rate=RATE, segment=1., joint=True)
 
     def test_frames_overlap_by_half(self):
         loss = SISNRLoss(sample_rate=RATE, segment=0.05)
