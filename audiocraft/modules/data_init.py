@@ -35,9 +35,10 @@ def init_from_data(module: nn.Module, run: tp.Callable[[], tp.Any], *, last_std:
         factor = (last_std if conv is last else 1.) / std.clamp_min(1e-6)
         weight = _gain(conv)
         weight.mul_(factor if transposed else factor.view(-1, *[1] * (weight.dim() - 1)))
-        if conv.bias is None:
+        bias = tp.cast(torch.Tensor | None, conv.bias)
+        if bias is None:
             return output * factor
-        conv.bias.copy_(((conv.bias - mean.flatten()) * factor.flatten()))
+        bias.copy_((bias - mean.flatten()) * factor.flatten())
         return (output - mean) * factor
     _with_hooks(module, scale, run)
 

@@ -6,8 +6,10 @@ import typing as tp
 import torch
 
 from .. import distrib, optim
-from ..data.audio_dataset import AudioBatch, AudioSegments
+from ..data.audio_dataset import AudioBatch, AudioDataset
+from ..data.audio_loader import AudioLoader
 from ..data.samples import Clip, SampleWriter, read_events
+from ..environment import resolve_path
 from ..metrics.base import Metric
 from ..models.compression import Codes
 from ..pages import plots
@@ -18,6 +20,9 @@ from . import base
 from .adversaries import Adversaries
 
 STAGES = ('train', 'valid', 'evaluate', 'generate')
+# How training segments are drawn: keys of `dataset`.
+SAMPLING = ('align', 'min_segment_ratio', 'min_audio_duration', 'max_audio_duration', 'sample_on_duration',
+            'sample_on_weight', 'permutation_on_files')
 Metrics = dict[str, tp.Any]
 
 
@@ -32,21 +37,23 @@ class CompressionSolver(base.StandardSolver):
     def build_dataloaders(self) -> None:
         """Segments of the media of each stage: at random places in train, from the beginning of each file elsewhere."""
         stages = [self.cfg.execute_only] if self.cfg.execute_only else STAGES
-        self.dataloaders = {stage: self._segments(stage) for stage in stages if stage not in ('evaluate', 'generate')
+        self.dataloaders = {stage: self._loader(stage) for stage in stages if stage not in ('evaluate', 'generate')
                             or self.cfg[stage].every != 0 or self.cfg.execute_only}
 
-    def _segments(self, stage: str) -> AudioSegments:
-        dataset, media = self.cfg.dataset, self.cfg.dset[stage].media
+    def _loader(self, stage: str) -> AudioLoader:
+        dataset, media, train = self.cfg.dataset, self.cfg.dset[stage].media, stage == 'train'
         if not media:
             raise UserError(f'dset.{stage}.media is not set: a folder of media files, or a manifest, was expected. '
                             'Use dset=example, or name your own.')
-        train = stage == 'train'
-        return AudioSegments(
-            media, sample_rate=self.cfg.sample_rate, channels=self.cfg.channels, seed=self.seed, random=train,
-            segment=dataset.segment_duration if train else dataset.eval_duration, align=dataset.align if train else 1,
-            batch_size=dataset[stage].get('batch_size') or dataset.batch_size, threads=dataset.num_workers,
-            limit=dataset[stage].num_samples, cache_bytes=int(dataset.cache_gb * 2 ** 30),
-            rank=distrib.rank() if train else 0, world_size=distrib.world_size() if train else 1)
+        sampling = {name: dataset[name] for name in SAMPLING} if train else {'sequential': True}
+        audio = AudioDataset(
+            resolve_path(media), sample_rate=self.cfg.sample_rate, channels=self.cfg.channels, shuffle_seed=self.seed,
+            segment=dataset.segment_duration if train else dataset.eval_duration,
+            num_samples=dataset[stage].num_samples, cache_bytes=int(dataset.cache_gb * 2 ** 30), **sampling)
+        return AudioLoader(
+            audio, batch_size=dataset[stage].get('batch_size') or dataset.batch_size, threads=dataset.num_workers,
+            infinite=train, pin=self.device.type == 'cuda', rank=distrib.rank() if train else 0,
+            world_size=distrib.world_size() if train else 1)
 
     def data_facts(self) -> dict[str, tp.Any]:
         """Number, names and lengths of the media files of each stage."""
@@ -156,7 +163,7 @@ class CompressionSolver(base.StandardSolver):
         """Yield (reconstruction, truth) for the media of a stage."""
         self.model.eval()
         loader = self.dataloaders[stage]
-        paths = {path.stem: path for path in loader.files}
+        paths = dict(zip(loader.dataset.ids, loader.files))
         for batch in loader:
             self.check_stop()
             wav = batch.audio.to(self.device)
@@ -167,10 +174,10 @@ class CompressionSolver(base.StandardSolver):
                 yield (Clip(clip_id, made, self.model.sample_rate, codes=code, frame_rate=self.model.frame_rate,
                             bins=self.model.codebook_size or None),
                        Clip(clip_id, true, self.model.sample_rate, media=paths[clip_id],
-                            events=read_events(paths[clip_id].parent, clip_id)))
+                            events=read_events(paths[clip_id].parent, paths[clip_id].stem)))
 
     def evaluate(self) -> Metrics:
-        """Losses and metrics of the reconstruction of `dset.evaluate`; with `evaluate.untrained`, of a new model too."""
+        """Losses and metrics of the reconstructions; with `evaluate.untrained`, those of a new model beside them."""
         results = dict(self.common_train_valid('evaluate'))
         metrics: list[Metric] = [build(node) for node in (self.cfg.evaluate.metrics or {}).values() if node]
         results |= self.score(metrics)
@@ -206,6 +213,6 @@ class CompressionSolver(base.StandardSolver):
         self.logger.info('Page: %s', write_page(self.folder, signature=self.xp.sig, delta=list(self.xp.argv)))
 
 
-def _digest(loader: AudioSegments) -> str:
+def _digest(loader: AudioLoader) -> str:
     listed = [(path.name, round(seconds, 3)) for path, seconds in zip(loader.files, loader.durations)]
     return hashlib.sha256(repr(listed).encode()).hexdigest()

@@ -5,6 +5,8 @@ import typing as tp
 import torch
 from torch import nn
 
+from audiocraft.models.published.audiocraft import SEANET_DEFAULTS
+
 from .base import Fixture, Report, build_loaded
 
 STREAMABLE = 'audiocraft.modules.streamable'
@@ -35,8 +37,8 @@ def _check_layers(fixture: Fixture, report: Report, prefix: str, layers: tp.Iter
 def check_seanet(fixture: Fixture, report: Report) -> None:
     """Latents of audio, audio of latents, the encoder layer by layer, and the number of frames."""
     config = fixture.metadata['config']
-    encoder_config = {**config['kwargs'], **config.get('encoder_kwargs', {})}
-    decoder_config = {**config['kwargs'], **config.get('decoder_kwargs', {})}
+    encoder_config = {**SEANET_DEFAULTS, **config['kwargs'], **config.get('encoder_kwargs', {})}
+    decoder_config = {**SEANET_DEFAULTS, **config['kwargs'], **config.get('decoder_kwargs', {})}
     encoder = build_loaded(f'{SEANET}.SEANetEncoder', encoder_config, fixture.state('enc.'))
     decoder = build_loaded(f'{SEANET}.SEANetDecoder', decoder_config, fixture.state('dec.'))
     inputs = fixture.group('in.')

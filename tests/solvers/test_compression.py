@@ -53,7 +53,7 @@ def test_train_evaluate_generate_and_load(tmp_path: Path, media: Path) -> None:
     assert solver.model.data_std.min() > 1e-3 and solver.model.data_mean.abs().max() > 0.1
     samples = run.xp_folder / 'generate' / '50'
     written = {path.name for path in samples.iterdir()}
-    assert written == {f'test{i}.{kind}' for i in range(2) for kind in ('wav', 'json')}
+    assert written == {f'test{i}.{kind}' for i in range(2) for kind in ('wav', 'json', 'png')}
     record = json.loads((samples / 'test0.json').read_text())
     assert (samples / record['reference']).resolve() == media / 'test' / 'test0.wav'
     assert (run.xp_folder / 'samples' / 'index.html').exists()
