@@ -75,11 +75,12 @@ class SincResampler:
     def __call__(self, wav: torch.Tensor) -> torch.Tensor:
         """Return `[..., length(T)]`."""
         length = self.length(wav.shape[-1])
+        if not length:
+            return wav.new_empty(*wav.shape[:-1], 0)
         rows = wav.reshape(-1, wav.shape[-1])
         out = wav.new_empty(rows.shape[0], -(-length // self.new), self.new)
-        if length:
-            for row, made in zip(rows, out):
-                self._row(row, made)
+        for row, made in zip(rows, out):
+            self._row(row, made)
         return out.view(rows.shape[0], -1)[:, :length].reshape(*wav.shape[:-1], length)
 
     def _row(self, row: torch.Tensor, out: torch.Tensor) -> None:

@@ -7,14 +7,18 @@ import torch
 
 from audiocraft.data.audio import (
     audio_info,
+    convert_audio,
+    convert_channels,
     peak_normalize,
     read_audio,
     resample,
     resample_kaiser_best,
+    resample_sinc,
     to_mono,
     write_audio,
 )
 from audiocraft.data.media import MediaError
+from audiocraft.data.video import read_media_audio, write_video
 from audiocraft.utils.errors import UserError
 
 RATE = 16_000
@@ -127,3 +131,47 @@ def test_mono_and_levels() -> None:
         with pytest.raises(MediaError, match='x.wav: silent') as caught:
             peak_normalize(silent, path='x.wav')
         assert caught.value.reason == 'silent'
+
+
+@pytest.mark.parametrize('subtype', ['PCM_16', 'PCM_24', 'PCM_32', 'PCM_U8', 'FLOAT', 'DOUBLE', 'ULAW'])
+def test_samples_are_those_of_libsndfile(tmp_path: Path, subtype: str) -> None:
+    wav = torch.rand(500, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    wav[:2, 0] = torch.tensor([-1., 1.])
+    soundfile.write(tmp_path / 'a.wav', wav.numpy(), RATE, subtype=subtype)
+    expected = soundfile.read(tmp_path / 'a.wav', dtype='float32')[0]
+    made, _ = read_audio(tmp_path / 'a.wav', 100 / RATE, 300 / RATE)
+    assert torch.equal(made, torch.from_numpy(expected[100:400]).T) and made.is_contiguous()
+
+
+def test_channels() -> None:
+    stereo = tone(channels=2)
+    assert torch.equal(convert_channels(stereo, 2), stereo)
+    assert torch.allclose(convert_channels(stereo, 1), stereo.mean(0, keepdim=True))
+    assert torch.equal(convert_channels(stereo[:1], 3), stereo[:1].repeat(3, 1))
+    assert torch.equal(convert_channels(tone(channels=8), 2), tone(channels=8)[:2])
+    assert convert_channels(stereo[None].repeat(4, 1, 1), 1).shape == (4, 1, stereo.shape[-1])
+    with pytest.raises(ValueError, match='2 channels cannot become 6'):
+        convert_channels(stereo, 6)
+
+
+def test_channels_and_rate_in_any_order() -> None:
+    stereo = tone(channels=2)
+    made = convert_audio(stereo, RATE, 24_000, 1)
+    assert torch.allclose(made, convert_channels(resample_sinc(stereo, RATE, 24_000), 1), atol=1e-6)
+
+
+@pytest.mark.parametrize('name', ['a.mp4', 'a.mov', 'a.mkv', 'a.webm'])
+def test_parts_of_containers(tmp_path: Path, name: str) -> None:
+    sound = torch.sin(torch.arange(48_000 * 4) ** 1.3 * 0.001)[None] * 0.5
+    path = write_video(tmp_path / name, torch.zeros(40, 3, 32, 32, dtype=torch.uint8), 10., sound, 48_000)
+    whole, rate = read_media_audio(path)
+    info = audio_info(path)
+    assert (info.sample_rate, info.channels, info.samples) == (rate, *whole.shape)
+    for start, duration in [(0., None), (0., 0.5), (0.3, 0.5), (1.234, 0.5), (3.5, 5.), (2., None)]:
+        first = round(start * rate)
+        part, _ = read_audio(path, start, duration)
+        expected = whole[:, first:None if duration is None else first + round(duration * rate)]
+        assert part.shape == expected.shape
+        assert torch.allclose(part, expected, atol=1e-3), 'one sample off would be 0.02'
+    with pytest.raises(MediaError, match='too short'):
+        read_audio(path, 9., 1.)
