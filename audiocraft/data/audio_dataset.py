@@ -3,7 +3,6 @@
 `audio_loader.AudioLoader` makes batches of them.
 """
 import collections
-import concurrent.futures
 import dataclasses
 import functools
 import itertools
@@ -18,17 +17,16 @@ import torch
 from torch.nn import functional as F
 
 from ..utils.errors import UserError
-from ..utils.random import generator
-from .audio import convert_audio, convert_channels, read_audio, resample
-from .audio_manifest import AudioMeta, Missing, list_media, load_audio, read_metas
+from .audio import convert_audio, read_audio
+from .audio_manifest import AudioMeta, Missing, load_audio
 from .media import MediaError
 from .resampling import sinc_resampler
-from .sampler import BatchSampler
 
 logger = logging.getLogger(__name__)
 
 SLACK = 0.05
 """Part of a piece, and seconds, by which a file may end before its header or manifest says so: mp3 and ogg estimate."""
+
 
 class Plan(tp.NamedTuple):
     """Which piece an item is.
@@ -194,6 +192,8 @@ class AudioDataset:
         uniform = not self.random or not (sample_on_duration or sample_on_weight)
         self.probabilities = None if uniform else self.chances(sample_on_duration, sample_on_weight)
         self._cumulative = None if self.probabilities is None else self.probabilities.double().cumsum(0)
+        self._permutation = functools.lru_cache(maxsize=2)(lambda number: torch.randperm(
+            len(self.metas), generator=torch.Generator().manual_seed(shuffle_seed + number)))
         self.failures: dict[str, int] = {}
         self._lock = threading.Lock()
         # All or nothing: which files are in a part that is kept would depend on the timing of the threads.
@@ -274,8 +274,7 @@ class AudioDataset:
 
     def _permuted(self, index: int, epoch: int) -> int:
         number, position = divmod(index + self.num_samples * epoch * self.shuffle, len(self.metas))
-        g = torch.Generator().manual_seed(self.shuffle_seed + number)
-        return int(torch.randperm(len(self.metas), generator=g)[position])
+        return int(self._permutation(number)[position])
 
     def item(self, index: int, epoch: int = 0) -> tuple[int, Segment]:
         """Return (number of the file, piece) of item `index` of pass `epoch`.
@@ -308,8 +307,8 @@ class AudioDataset:
             path = str(error.path)
             self.failures[path] = self.failures.get(path, 0) + 1
             if self.failures[path] == 1:
-                logger.warning('%s: another piece is drawn in its place (unreadable file number %d of %d).', error,
-                               len(self.failures), len(self.metas))
+                logger.warning('%s (file number %d that cannot be read, of %d): other pieces are drawn in its place.',
+                               error, len(self.failures), len(self.metas))
 
     def read(self, plan: Plan) -> Segment:
         """Read a piece.
@@ -334,6 +333,17 @@ class AudioDataset:
         if self.segment is None:
             return self.read(self._plan(file, 0.)).audio
         return self.read(self._plan(file, max(0., self.metas[file].duration - self.segment) * place)).audio
+
+    def spread(self, count: int) -> tp.Iterator[torch.Tensor]:
+        """Yield `[C, T]` from the middles of about `count` files, evenly spread; of a random data set those that cannot
+        be read are named, counted and left out."""
+        for file in range(0, len(self.metas), max(1, len(self.metas) // count)):
+            try:
+                yield self.segment_at(file, 0.5)
+            except MediaError as error:
+                if not self.random:
+                    raise
+                self._note(error)
 
     def _from_memory(self, plan: Plan) -> torch.Tensor:
         if plan.file not in self._cache:
@@ -361,104 +371,6 @@ class AudioDataset:
             needed = sinc_resampler(meta.sample_rate, self.sample_rate).needed(frames)
             duration = needed / meta.sample_rate
         return read_audio(meta.path, seek, duration)
-
-
-def usable(files: tp.Sequence[Path], source: str | Path) -> tuple[list[Path], list[float]]:
-    """Return the files that have sound, with their durations; the others are named in a warning."""
-    metas, broken = read_metas(files)
-    for error in broken:
-        logger.warning('%s (left out)', error)
-    if not metas:
-        raise UserError(f'{source}: none of its {len(files)} media files can be used')
-    return [Path(meta.path) for meta in metas], [meta.duration for meta in metas]
-
-
-class AudioSegments:
-    """Batches of segments; batch number b is a function of (seed, b), whatever the number of processes.
-
-    Files are decoded once and kept in memory if all of them fit in `cache_bytes`; else only the segment is read each
-    time. Worker threads make a few batches ahead.
-
-    Args:
-        path (str or Path): folder of media files, or a manifest (column `path`).
-        sample_rate (int): of the batches, in Hz; files are resampled to it.
-        segment (float): seconds of a segment; shorter files are padded with silence.
-        batch_size (int): segments of a global batch.
-        channels (int): channels of the batches.
-        seed (int): seed of the order and of the positions.
-        random (bool): random order and positions without an end (training); else each file once, from its beginning.
-        limit (int or None): at most that many files.
-        align (int): random positions are multiples of that many samples.
-        threads (int): worker threads; 0 reads when a batch is asked for.
-        cache_bytes (int): memory for decoded files.
-        rank, world_size (int): which part of each global batch is made.
-    """
-
-    def __init__(self, path: str | Path, *, sample_rate: int, segment: float, batch_size: int, channels: int = 1,
-                 seed: int = 0, random: bool = False, limit: int | None = None, align: int = 1, threads: int = 1,
-                 cache_bytes: int = 1 << 30, rank: int = 0, world_size: int = 1):
-        self.files, self.durations = usable(list_media(path)[:limit], path)
-        self.sample_rate, self.channels, self.seed, self.random = sample_rate, channels, seed, random
-        self.samples, self.align, self.threads = round(segment * sample_rate), align, threads
-        self.sampler = BatchSampler(len(self.files), batch_size, seed, shuffle=random, infinite=random,
-                                    rank=rank, world_size=world_size)
-        # All or nothing: which files are in a part that is kept would depend on the timing of the threads.
-        self.cached = sum(self.durations) * sample_rate * channels * 4 <= cache_bytes
-        self._cache: dict[int, torch.Tensor] = {}
-
-    def __len__(self) -> int:
-        """Batches in one pass over the files."""
-        return len(self.sampler)
-
-    def __iter__(self) -> tp.Iterator[AudioBatch]:
-        return self.iterate(0)
-
-    def iterate(self, start: int = 0) -> tp.Iterator[AudioBatch]:
-        """Yield the batches from number `start` on, without an end when random."""
-        numbers = iter(range(start, 2 ** 62 if self.random else len(self)))
-        if self.threads < 1:
-            yield from map(self.batch, numbers)
-            return
-        pool = concurrent.futures.ThreadPoolExecutor(self.threads, 'audio', initializer=torch.set_num_threads,
-                                                     initargs=(1,))
-        try:
-            ahead = collections.deque(pool.submit(self.batch, n) for n in itertools.islice(numbers, 2 * self.threads))
-            while ahead:
-                batch = ahead.popleft().result()
-                ahead.extend(pool.submit(self.batch, n) for n in itertools.islice(numbers, 1))
-                yield batch
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-    def batch(self, number: int) -> AudioBatch:
-        """Make batch `number` of this rank."""
-        indices = self.sampler.batch(number)
-        size = self.sampler.batch_size
-        places = torch.rand(size, generator=generator(self.seed, 'segments', number)) if self.random \
-            else torch.zeros(size)
-        low = size * self.sampler.rank // self.sampler.world_size if self.random else 0
-        wavs = [self.segment(index, float(places[low + i])) for i, index in enumerate(indices)]
-        audio = torch.stack(wavs) if wavs else torch.zeros(0, self.channels, self.samples)
-        return AudioBatch([self.files[index].stem for index in indices], audio)
-
-    def segment(self, index: int, place: float) -> torch.Tensor:
-        """Return `[C, T]` of a file, at `place` (0 the earliest possible, 1 the latest)."""
-        if self.cached:
-            if index not in self._cache:
-                self._cache[index] = self._decode(index)
-            return self._cut(self._cache[index], place)
-        start = max(0., self.durations[index] - self.samples / self.sample_rate) * place
-        # A little more than needed: rates seldom divide, and the cut makes the length exact.
-        return self._cut(self._decode(index, start, self.samples / self.sample_rate + 0.05), 0.)
-
-    def _cut(self, wav: torch.Tensor, place: float) -> torch.Tensor:
-        start = int(max(0, wav.shape[-1] - self.samples) * place) // self.align * self.align
-        wav = wav[:, start:start + self.samples]
-        return F.pad(wav, (0, self.samples - wav.shape[-1]))
-
-    def _decode(self, index: int, start: float = 0., duration: float | None = None) -> torch.Tensor:
-        wav, rate = read_audio(self.files[index], start, duration)
-        return resample(convert_channels(wav, self.channels), rate, self.sample_rate)
 
 
 if __name__ == '__main__':  # the name that AudioCraft has for `python -m audiocraft manifest ROOT OUT`

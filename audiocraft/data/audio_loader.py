@@ -67,6 +67,10 @@ class AudioLoader:
         """Return `[C, T]` of file `index`, at `place`: 0 its beginning, 1 the latest that needs no silence."""
         return self.dataset.segment_at(index, place)
 
+    def spread(self, count: int) -> tp.Iterator[torch.Tensor]:
+        """Yield `[C, T]` from the middles of about `count` files, see `AudioDataset.spread`."""
+        return self.dataset.spread(count)
+
     def iterate(self, start: int = 0) -> tp.Iterator[AudioBatch]:
         """Yield the batches from number `start` on, without an end when infinite."""
         numbers = iter(range(start, 2 ** 62 if self.infinite else len(self)))

@@ -204,6 +204,16 @@ def test_the_next_draw_stands_in_for_what_cannot_be_read(partly: Path, caplog, c
         assert alone.item(index)[1].info.seek == pieces[index].info.seek == wanted.seek
 
 
+def test_a_look_at_the_middles_of_files(folder: Path, partly: Path) -> None:
+    assert [round(float(wav[0, 0]), 3) for wav in make(folder).spread(3)] == [
+        round(f / 10 + (500 * (1 + f % 2) - 125) / 20_000, 3) for f in range(5)]
+    assert len(list(make(folder).spread(2))) == 3, 'every second file'
+    dataset = make(partly)
+    assert len(list(dataset.spread(100))) == 1 and len(dataset.failures) == 4
+    with pytest.raises(UserError, match='damaged'):
+        list(make(partly, sequential=True).spread(100))
+
+
 def test_an_item_is_given_up(partly: Path) -> None:
     files = [meta for meta in find_audio(partly.parent / 'x').metas if not meta.path.endswith('good.wav')]
     with pytest.raises(UserError, match=r'item 0 of pass 0 .*\(3 draws\)'):
