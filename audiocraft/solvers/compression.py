@@ -202,8 +202,8 @@ class CompressionSolver(base.StandardSolver):
         writer = SampleWriter(self.folder / 'generate' / str(self.update))
         count = 0
         for made, true in self.reconstructions('generate'):
-            written = writer.add(made, reference=true, prompt='reconstruction', checkpoint=self.checkpoint_name,
-                                 update=self.update)
+            written = writer.add(made, reference=true, prompt='', label='Reconstruction', update=self.update,
+                                 checkpoint=self.checkpoint_name)
             plots.spectrogram_png(made.audio, made.sample_rate, written.with_suffix('.png'), events=true.events)
             count += 1
         return {'clips': float(count)}
