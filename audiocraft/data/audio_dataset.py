@@ -192,13 +192,24 @@ class AudioDataset:
         uniform = not self.random or not (sample_on_duration or sample_on_weight)
         self.probabilities = None if uniform else self.chances(sample_on_duration, sample_on_weight)
         self._cumulative = None if self.probabilities is None else self.probabilities.double().cumsum(0)
-        self._permutation = functools.lru_cache(maxsize=2)(lambda number: torch.randperm(
-            len(self.metas), generator=torch.Generator().manual_seed(shuffle_seed + number)))
         self.failures: dict[str, int] = {}
-        self._lock = threading.Lock()
         # All or nothing: which files are in a part that is kept would depend on the timing of the threads.
         self.cached = sum(meta.duration for meta in self.metas) * sample_rate * channels * 4 <= cache_bytes
+        self._forget()
+
+    def _forget(self) -> None:
+        """Start without what only this process has."""
+        self._lock = threading.Lock()
         self._cache: dict[int, torch.Tensor] = {}
+        self._permutation = functools.lru_cache(maxsize=2)(lambda number: torch.randperm(
+            len(self.metas), generator=torch.Generator().manual_seed(self.shuffle_seed + number)))
+
+    def __getstate__(self) -> dict[str, tp.Any]:
+        return {key: value for key, value in vars(self).items() if key not in ('_lock', '_cache', '_permutation')}
+
+    def __setstate__(self, state: dict[str, tp.Any]) -> None:
+        vars(self).update(state)
+        self._forget()
 
     def _wanted(self, metas: list[AudioMeta], shortest: float, longest: float) -> list[AudioMeta]:
         kept = [meta for meta in metas if meta.duration > 0 and shortest <= meta.duration <= longest]

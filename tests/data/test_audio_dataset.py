@@ -2,6 +2,7 @@
 
 import logging
 import math
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -255,6 +256,13 @@ def test_the_end_of_lossy_files_may_be_a_little_early(tmp_path: Path) -> None:
         else:
             with pytest.raises(MediaError, match='its manifest is out of date'):
                 dataset.item(0)
+
+
+def test_it_travels_to_other_processes(folder: Path) -> None:
+    dataset = make(folder, cache_bytes=1 << 20)
+    here = dataset.item(3)[1]
+    there = pickle.loads(pickle.dumps(dataset)).item(3)[1]
+    assert here.info == there.info and torch.equal(here.audio, there.audio)
 
 
 def test_names() -> None:
