@@ -112,9 +112,8 @@ class CompressionSolver(base.StandardSolver):
 
     def _statistics_batches(self, files: int = 256) -> tp.Iterator[torch.Tensor]:
         """Segments `[1, C, T]` from the middles of files that are evenly spread over the training set."""
-        loader = self.dataloaders['train']
-        for index in range(0, len(loader.files), max(1, len(loader.files) // files)):
-            yield loader.segment(index, 0.5)[None].to(self.device)
+        for wav in self.dataloaders['train'].spread(files):
+            yield wav[None].to(self.device)
 
     def run_step(self, idx: int, batch: AudioBatch, metrics: Metrics) -> Metrics:
         """One update: the discriminators first, then the model against them; outside of train nothing is random."""
