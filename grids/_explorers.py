@@ -63,10 +63,10 @@ class GenerationExplorer(BaseExplorer):
 
 
 class CompressionExplorer(BaseExplorer):
-    """For compression models."""
+    """For compression models: what they are trained for, and how good and how large what they make is."""
 
     METRICS = {
-        'train': {'loss': '.4f', 'grad_norm': '.3f'},
+        'train': {'loss': '.4f', 'penalty': '.4f', 'd_loss': '.3f', 'grad_norm': '.3f'},
         'valid': {'loss': '.4f'},
-        'evaluate': {'loss': '.4f'},
+        'evaluate': {'si_snr': '.2f', 'mel_distance': '.4f', 'visqol': '.2f', 'codebook_use': '.1%', 'bitrate': '.2f'},
     }

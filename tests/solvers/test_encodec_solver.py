@@ -99,7 +99,7 @@ def discriminator_updates(solver: CompressionSolver) -> int:
 # -- a whole training --------------------------------------------------------------------------------------------------
 
 def test_it_learns_scores_writes_and_loads(tmp_path: Path, media: Path) -> None:
-    run = codec(tmp_path, media, 'optim.updates_per_epoch=10', 'optim.lr=0.01', '+metric=compression')
+    run = codec(tmp_path, media, 'optim.updates_per_epoch=10', 'optim.lr=0.01')
     solver = run.run()
     first, last = (epoch['train'] for epoch in solver.history)
     assert last['msspec'] < first['msspec'] and last['loss'] < first['loss']
@@ -150,7 +150,7 @@ def test_fewer_codebooks_are_a_lower_bitrate(tmp_path: Path, media: Path) -> Non
 def test_continuous_latents(tmp_path: Path, media: Path) -> None:
     """A codec with a Gaussian bottleneck, chosen by the model; the statistics of its latents are tracked."""
     run = continuous(tmp_path, media,
-                 'optim.updates_per_epoch=10', 'weights.penalty=0.01', '+metric=compression')
+                 'optim.updates_per_epoch=10', 'weights.penalty=0.01')
     solver = run.run()
     first, last = (epoch['train'] for epoch in solver.history)
     assert last['loss'] < first['loss'] and last['penalty'] > 0 and last['posterior_std'] > 0
