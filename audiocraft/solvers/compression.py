@@ -22,7 +22,7 @@ from .adversaries import Adversaries
 STAGES = ('train', 'valid', 'evaluate', 'generate')
 # How training segments are drawn: keys of `dataset`.
 SAMPLING = ('align', 'min_segment_ratio', 'min_audio_duration', 'max_audio_duration', 'sample_on_duration',
-            'sample_on_weight', 'permutation_on_files')
+            'sample_on_weight', 'permutation_on_files', 'fast_draws')
 Metrics = dict[str, tp.Any]
 
 
@@ -49,7 +49,8 @@ class CompressionSolver(base.StandardSolver):
         audio = AudioDataset(
             resolve_path(media), sample_rate=self.cfg.sample_rate, channels=self.cfg.channels, shuffle_seed=self.seed,
             segment=dataset.segment_duration if train else dataset.eval_duration,
-            num_samples=dataset[stage].num_samples, cache_bytes=int(dataset.cache_gb * 2 ** 30), **sampling)
+            num_samples=dataset[stage].num_samples, on_missing=dataset.on_missing,
+            cache_bytes=int(dataset.cache_gb * 2 ** 30), **sampling)
         return AudioLoader(
             audio, batch_size=dataset[stage].get('batch_size') or dataset.batch_size, threads=dataset.num_workers,
             infinite=train, pin=self.device.type == 'cuda', rank=distrib.rank() if train else 0,

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from audiocraft.cli.dispatch import main
 from audiocraft.data import store_writer
+from audiocraft.solvers.compression import CompressionSolver
 from audiocraft.solvers.mmaudio import MMAudioSolver
 from audiocraft.solvers.resumable import Resumable
 from audiocraft.utils import checkpoint
@@ -73,7 +74,8 @@ def _half_of(genuine: tp.Callable[..., tp.Any], path: Path, *args: tp.Any) -> No
 
 def install(points: Points) -> None:
     """Put the points in place."""
-    points.wrap(MMAudioSolver, 'run_step', lambda solver, *_: 'train' if solver.is_training else 'valid', after=True)
+    for solver in (MMAudioSolver, CompressionSolver):
+        points.wrap(solver, 'run_step', lambda solver, *_: 'train' if solver.is_training else 'valid', after=True)
     points.wrap(MMAudioSolver, 'generate_audio', 'generated')
     points.wrap(Resumable, 'commit', 'commit', after=True)
     for name in SAVING:
