@@ -45,6 +45,10 @@ class CompressionSolver(base.StandardSolver):
         if not media:
             raise UserError(f'dset.{stage}.media is not set: a folder of media files, or a manifest, was expected. '
                             'Use dset=example, or name your own.')
+        if not resolve_path(media).exists():
+            raise UserError(f'dset.{stage}.media: there is no folder or manifest {media}. Name yours (dset.root=...), or '
+                            f'make sounds: python -m audiocraft make_example --kind audio --out {media} --clips 64 '
+                            f'--seed {STAGES.index(stage) + 1}')
         sampling = {name: dataset[name] for name in SAMPLING} if train else {'sequential': True}
         audio = AudioDataset(
             resolve_path(media), sample_rate=self.cfg.sample_rate, channels=self.cfg.channels, shuffle_seed=self.seed,
