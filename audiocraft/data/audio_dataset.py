@@ -347,14 +347,25 @@ class AudioDataset:
 
     def spread(self, count: int) -> tp.Iterator[torch.Tensor]:
         """Yield `[C, T]` from the middles of about `count` files, evenly spread; of a random data set those that cannot
-        be read are named, counted and left out."""
-        for file in range(0, len(self.metas), max(1, len(self.metas) // count)):
+        be read are named, counted and left out.
+
+        Raises:
+            MediaError: a file of a sequential data set cannot be read.
+            UserError: none of them can.
+        """
+        files = range(0, len(self.metas), max(1, len(self.metas) // count))
+        unread = 0
+        for file in files:
             try:
                 yield self.segment_at(file, 0.5)
             except MediaError as error:
                 if not self.random:
                     raise
                 self._note(error)
+                unread += 1
+                if unread == len(files):
+                    raise UserError(f'{self.source}: none of the {unread} files that were tried could be read; the '
+                                    f'last: {error}. `python -m audiocraft check` tells more.') from error
 
     def _from_memory(self, plan: Plan) -> torch.Tensor:
         if plan.file not in self._cache:

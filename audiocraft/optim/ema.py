@@ -35,7 +35,9 @@ class Average:
     """What every moving average shares: which tensors take part, and how they are put into the modules.
 
     Averaged: floating point parameters that are trained, and persistent floating point buffers. Frozen parameters and
-    integer buffers are taken from the modules when they are asked for. Tied tensors are averaged once.
+    integer buffers are taken from the modules when they are asked for, and so are the buffers of a module that says
+    `averages_itself` (the codebooks of a quantizer: an average over an entry that was replaced would be neither the old
+    nor the new one). Tied tensors are averaged once.
 
     Args:
         modules: the modules by name. Give the plain ones, not a wrapper that renames the keys.
@@ -57,9 +59,10 @@ class Average:
 
     def _find_slots(self, name: str, module: nn.Module) -> None:
         first: dict[int, str] = {}
+        own = {id(part._buffers) for part in module.modules() if getattr(part, 'averages_itself', False)}
         for key, holder, attribute in _slots(module):
             tensor = holder[attribute]
-            if tensor is None or not _is_averaged(tensor):
+            if tensor is None or not _is_averaged(tensor) or id(holder) in own:
                 continue
             owner = first.setdefault(id(tensor), key)
             self._aliases[name][key] = owner

@@ -126,6 +126,7 @@ class EuclideanCodebook(nn.Module):
             alone, as in AudioCraft, whose first update therefore divides each entry by about the size of its cluster.
     """
 
+    averages_itself = True  # for moving averages of the weights: see `optim.ema.Average`
     inited: torch.Tensor
     cluster_size: torch.Tensor
     embed: torch.Tensor

@@ -46,8 +46,8 @@ class CompressionSolver(base.StandardSolver):
             raise UserError(f'dset.{stage}.media is not set: a folder of media files, or a manifest, was expected. '
                             'Use dset=example, or name your own.')
         if not resolve_path(media).exists():
-            raise UserError(f'dset.{stage}.media: there is no folder or manifest {media}. Name yours (dset.root=...), or '
-                            f'make sounds: python -m audiocraft make_example --kind audio --out {media} --clips 64 '
+            raise UserError(f'dset.{stage}.media: there is no folder or manifest {media}. Name yours (dset.root=...), '
+                            f'or make sounds: python -m audiocraft make_example --kind audio --out {media} --clips 64 '
                             f'--seed {STAGES.index(stage) + 1}')
         sampling = {name: dataset[name] for name in SAMPLING} if train else {'sequential': True}
         audio = AudioDataset(

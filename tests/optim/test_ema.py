@@ -158,3 +158,26 @@ def test_follows_a_module_whose_buffers_are_replaced():
     net.running_mean = torch.full((2,), 5.)
     ema.step()
     assert ema.averaged()['net']['running_mean'].tolist() == [5., 5.]
+
+
+def test_modules_that_average_themselves_are_taken_as_they_are() -> None:
+    class Codebook(nn.Module):
+        averages_itself = True
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer('embed', torch.zeros(2))
+
+    model = nn.Sequential(nn.Linear(1, 1), Codebook())
+    ema = EMA({'model': model}, decay=0.9)
+    for value in (1., 2., 3.):
+        model[1].embed.fill_(value)
+        nn.init.constant_(model[0].weight, value)
+        ema.step()
+    averaged = ema.averaged()['model']
+    assert averaged['1.embed'].tolist() == [3., 3.] and averaged['0.weight'].item() < 2.5
+    with ema.swapped():
+        assert model[1].embed.tolist() == [3., 3.]
+    restored = EMA({'model': model}, decay=0.9)
+    restored.load_state_dict(ema.state_dict())
+    assert torch.equal(restored.averaged()['model']['0.weight'], averaged['0.weight'])
