@@ -7,6 +7,7 @@ import typing as tp
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
 
 from audiocraft.data.audio import read_audio, write_audio
@@ -271,6 +272,23 @@ def test_the_losses_of_another_yaml(tmp_path: Path, media: Path) -> None:
     solver, metrics = one_step(tmp_path, media, 'losses=waveform')
     assert to_plain(solver.cfg.weights)['msspec'] == 2 and solver.balancer is not None
     assert {'l1', 'msspec', 'sisnr'} <= metrics.keys() and 'l2' not in metrics
+
+
+def test_what_cannot_be_read(tmp_path: Path, media: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One broken file of many is named and left out of training; all of them, or one of valid, stop it."""
+    broken, mixed = tmp_path / 'broken' / 'nan.wav', tmp_path / 'mixed.jsonl'
+    broken.parent.mkdir()
+    soundfile.write(broken, torch.full((8000,), float('nan')).numpy(), RATE, subtype='FLOAT')
+    files = [broken, media / 'train' / 'train0.wav', media / 'train' / 'train1.wav']
+    mixed.write_text(''.join(json.dumps({'path': str(path), 'duration': 0.3, 'sample_rate': RATE}) + '\n'
+                             for path in files))
+    options = [*NO_EXTRAS, 'optim.epochs=1', 'dataset.sample_on_duration=false']
+    solver = codec(tmp_path / 'mixed', media, *options, f'dset.train.media={mixed}').run()
+    assert solver.dataloaders['train'].failures[str(broken)] > 1 and 'nan.wav: not finite' in caplog.text
+    with pytest.raises(UserError, match='broken: none of the 1 files .* could be read; the last: .*nan.wav'):
+        codec(tmp_path / 'train', media, *options, f'dset.train.media={broken.parent}').run()
+    with pytest.raises(UserError, match='nan.wav: not finite'):
+        codec(tmp_path / 'valid', media, *options, f'dset.valid.media={broken.parent}').run()
 
 
 @pytest.mark.parametrize('overrides, message', [
