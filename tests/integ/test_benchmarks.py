@@ -1,4 +1,4 @@
-"""The benchmark of the solver runs (docs/STORES.md runs that of the loader). What it measures is no matter of tests."""
+"""The benchmarks run (docs/STORES.md runs that of the loader). What they measure is no matter of tests."""
 
 import re
 import subprocess as sp
@@ -12,12 +12,26 @@ pytestmark = pytest.mark.integ
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_solver(tmp_path):
-    args = ['--updates', '2', '--rounds', '2', '--seconds', '0', '--batch_size', '2']
-    done = sp.run([sys.executable, ROOT / 'benchmarks' / 'solver.py', *args], cwd=tmp_path, text=True,
+def run(folder, name, *args):
+    """What a benchmark prints; it leaves no files behind."""
+    done = sp.run([sys.executable, ROOT / 'benchmarks' / f'{name}.py', *args], cwd=folder, text=True,
                   stdout=sp.PIPE, stderr=sp.STDOUT, stdin=sp.DEVNULL, timeout=600)
-    output = done.stdout
-    assert done.returncode == 0, output
+    assert done.returncode == 0, done.stdout
+    assert not list(folder.iterdir())
+    return done.stdout
+
+
+def test_solver(tmp_path):
+    output = run(tmp_path, 'solver', '--updates', '2', '--rounds', '2', '--seconds', '0', '--batch_size', '2')
     assert 'MMAudio of ' in output and output.count('us per update') == 4
     assert re.search(r'overhead of the solver: -?\d+ us per update, ratio \d+\.\d+ \(medians of [23] rounds', output)
-    assert not list(tmp_path.iterdir())
+
+
+def test_audio(tmp_path):
+    output = run(tmp_path, 'audio', '--short')
+    assert output.count('soundfile alone') == 2 and 'Resampling a second' in output
+
+
+def test_compression(tmp_path):
+    output = run(tmp_path, 'compression', '--short')
+    assert 'discriminators: update' in output and len(re.findall(r'[\d.]+ times real time', output)) == 2
