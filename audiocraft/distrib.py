@@ -113,6 +113,17 @@ def broadcast(tensor: torch.Tensor, src: int = 0) -> torch.Tensor:
     return tensor
 
 
+def average(tensors: tp.Sequence[torch.Tensor]) -> None:
+    """Replace tensors by their means over the processes, with one collective for each dtype."""
+    if not is_distributed():
+        return
+    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):  # in the same order everywhere
+        same = [tensor for tensor in tensors if tensor.dtype == dtype]
+        flat = all_reduce(torch.cat([tensor.flatten() for tensor in same])) / world_size()
+        for tensor, mean in zip(same, flat.split([tensor.numel() for tensor in same])):
+            tensor.copy_(mean.view_as(tensor))
+
+
 def agree(flag: bool) -> bool:
     """True on all processes as soon as it is on one."""
     if not is_distributed():

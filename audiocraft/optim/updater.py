@@ -5,15 +5,17 @@ import typing as tp
 import torch
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from .. import distrib
+
 
 class Updater:
     """Turns losses into updates.
 
     Call it once per micro-batch. The first `accumulate - 1` calls only add gradients; the last one makes the update:
-    unscale, check, clip, `optimizer.step()`, and then, **whether the update was skipped or not**, `scheduler.step()`
-    and `ema.step()`: the rate is a function of the update number, which is also the number of the batch, so that a
-    skipped update shifts nothing. An update is skipped when a loss or the gradient norm is not finite: parameters and
-    optimizer state stay as they are.
+    average over the processes, unscale, check, clip, `optimizer.step()`, and then, **whether the update was skipped or
+    not**, `scheduler.step()` and `ema.step()`: the rate is a function of the update number, which is also the number of
+    the batch, so that a skipped update shifts nothing. An update is skipped when a loss or the gradient norm is not
+    finite: parameters and optimizer state stay as they are.
 
     Args:
         params: the trained parameters (frozen ones are ignored).
@@ -75,6 +77,7 @@ class Updater:
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         grads = [param.grad for param in self.params if param.grad is not None]
+        distrib.average(grads)
         norm = _grad_norm(grads)
         lr = self.lr
         if finite := self._all_finite(norm):
