@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import math
+import re
 import signal
 import typing as tp
 from pathlib import Path
@@ -9,11 +11,14 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
+from hydra import compose, initialize_config_dir
 
 from audiocraft.data.audio import read_audio, write_audio
 from audiocraft.data.store import Store
+from audiocraft.environment import CONFIG_ROOT
 from audiocraft.models.loaders import load_compression_model
 from audiocraft.utils.checkpoint import list_checkpoints
+from audiocraft.utils.config import build
 
 from .chain import ROOT, Chain, differences, outcome, signature_in
 
@@ -105,6 +110,29 @@ def test_grids(chain: Chain, name: str, rows: int) -> None:
     output = chain.launch('-m', 'dora', 'grid', f'compression.{name}', '--dry_run', '--init', dora_dir=f'grid_{name}')
     assert output.count('N/A') == rows and f'compression.{name}' in output, output
     assert len(list(chain.xp('', f'grid_{name}').iterdir())) == rows
+
+
+def test_the_table_of_the_page() -> None:
+    """Rates, codes and sizes of the variants are those of the configs, and all of them are there."""
+    page = (ROOT / 'docs' / 'COMPRESSION.md').read_text(encoding='utf-8').split('## Variants')[1].split('## ')[0]
+    cells = [[cell.strip() for cell in line.split('|')] for line in page.splitlines() if line.startswith('| `')]
+    rows = {row[1].strip('`'): row[2:7] for row in cells if '=' not in row[1]}
+    names = {path.stem for path in (CONFIG_ROOT / 'solver' / 'compression').glob('*.yaml')} - {'default'}
+    assert rows.keys() == names
+    for name, (audio, frames, content, bitrate, parameters) in rows.items():
+        with initialize_config_dir(str(CONFIG_ROOT), version_base='1.3'):
+            cfg = compose('config', [f'solver=compression/{name}'])
+        with torch.device('cpu' if name == 'mel_vae_debug' else 'meta'):  # that one computes its filters
+            model = build(cfg.model)
+        assert audio.replace(', stereo', '') == f'{model.sample_rate // 1000} kHz', name
+        assert ('stereo' in audio) == (model.channels == 2) and float(frames) == model.frame_rate, name
+        assert re.findall(r'\d+', content) == [
+            str(number) for number in ((model.num_codebooks, model.codebook_size) if model.is_discrete
+                                       else (model.latent_dim,))], name
+        if model.is_discrete:
+            kilobits = model.num_codebooks * math.log2(model.codebook_size) * model.frame_rate / 1000
+            assert float(bitrate) == pytest.approx(kilobits), name
+        assert float(parameters.split()[0]) == pytest.approx(sum(p.numel() for p in model.parameters()) / 1e6, rel=0.02)
 
 
 # -- killed ------------------------------------------------------------------------------------------------------------

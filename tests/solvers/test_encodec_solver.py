@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import re
 import typing as tp
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import soundfile
 import torch
 
+from audiocraft.cli import dispatch
 from audiocraft.data.audio import read_audio, write_audio
 from audiocraft.models.loaders import load_compression_model
 from audiocraft.solvers.compression import CompressionSolver
@@ -19,6 +21,7 @@ from audiocraft.utils.signals import Stopped
 
 from .conftest import Runner
 
+PAGE = Path(__file__).resolve().parents[2] / 'docs' / 'COMPRESSION.md'
 RATE = 16_000
 TINY = ['solver=compression/debug', 'model.seanet.n_filters=4', 'model.seanet.ratios=[4,2]',
         'model.quantizer.dimension=8', 'dataset.batch_size=4', 'dataset.num_workers=0',
@@ -146,6 +149,20 @@ def test_fewer_codebooks_are_a_lower_bitrate(tmp_path: Path, media: Path) -> Non
     assert not torch.equal(model.decode(coarse), model.decode(everything))
     with pytest.raises(ValueError, match='from 1 to 3, got 4'):
         model.set_num_codebooks(4)
+
+
+def test_the_python_of_the_page(tmp_path: Path, media: Path, monkeypatch: pytest.MonkeyPatch,
+                                capsys: pytest.CaptureFixture[str]) -> None:
+    run = codec(tmp_path, media, *NO_EXTRAS, 'optim.epochs=1', 'optim.updates_per_epoch=1')
+    run.run()
+    monkeypatch.chdir(tmp_path)
+    assert dispatch.main(['export', str(run.xp_folder), '--out', 'exports/codec']) == 0
+    write_audio(Path('data/audio/test/clip_00000.wav'), 0.1 * torch.randn(2, 11_025), 44_100)
+    block, = re.findall(r'^<!-- a test runs this block -->\n```python\n(.*?)^```$', PAGE.read_text(encoding='utf-8'),
+                        re.MULTILINE | re.DOTALL)
+    exec(compile(block, str(PAGE), 'exec'), {})
+    assert capsys.readouterr().out.endswith('torch.Size([1, 3, 500]) 2000.0 3 16\n')
+    assert read_audio('again.wav')[0].shape == (1, 4000)
 
 
 def test_continuous_latents(tmp_path: Path, media: Path) -> None:
