@@ -17,7 +17,7 @@ from audiocraft.data.audio import read_audio, write_audio
 from audiocraft.data.store import Store
 from audiocraft.environment import CONFIG_ROOT
 from audiocraft.models.loaders import load_compression_model
-from audiocraft.utils.checkpoint import list_checkpoints
+from audiocraft.utils.checkpoint import list_checkpoints, load_latest
 from audiocraft.utils.config import build
 
 from .chain import ROOT, Chain, differences, outcome, signature_in
@@ -147,6 +147,22 @@ def test_killed_and_resumed_equals_uninterrupted(chain: Chain) -> None:
     output = chain.audiocraft('run', *ADVERSARIAL, dora_dir='killed')
     assert f'{UPDATES} updates' in output.split('Finished')[1]
     assert differences(outcome(chain.xp(whole, 'killed')), expected) == []
+
+
+# -- several processes ------------------------------------------------------------------------------------------------
+
+def test_two_processes_train_what_one_does(chain: Chain) -> None:
+    """Of latents: the first entries of codebooks are clusters of what the first process sees."""
+    overrides = ['solver=compression/vae_melodyflow_debug', *(part for part in CODEC[1:] if '.bins=' not in part),
+                 'adversarial=msstftd_tiny', 'losses=waveform', *SHORT]
+    launcher = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', '-m', 'audiocraft.train']
+    one = signature_in(chain.audiocraft('run', *overrides))
+    two = signature_in(chain.launch(*launcher, *overrides, dora_dir='two'))
+    assert one == two
+    a, b = (load_latest(chain.xp(one, folder) / 'checkpoints').models for folder in ('outputs', 'two'))
+    for name in ('model', 'discriminators'):
+        for key, value in a[name].items():
+            torch.testing.assert_close(b[name][key], value, atol=1e-3, rtol=1e-2, msg=f'{name} {key}')
 
 
 # -- damaged and odd files ---------------------------------------------------------------------------------------------
