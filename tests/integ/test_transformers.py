@@ -12,7 +12,6 @@ from audiocraft.models.loaders import load_compression_model
 from audiocraft.quantization.base import Codes
 
 pytestmark = pytest.mark.integ
-transformers = pytest.importorskip('transformers', reason='transformers is not installed (make tests_integ does)')
 
 TINY: dict[str, tp.Any] = {'hidden_size': 12, 'num_filters': 4, 'codebook_size': 32, 'upsampling_ratios': [4, 2]}
 # As facebook/encodec_24khz, encodec_32khz and encodec_48khz, but for the sizes.
@@ -32,6 +31,7 @@ CONFIGS: dict[str, dict[str, tp.Any]] = {
 @torch.no_grad()
 def random_model(name: str) -> tp.Any:
     """A model of the library with random weights and codebooks."""
+    import transformers  # here, since all tests are collected where only the fast ones run: it is of `make tests_integ`
     model = transformers.EncodecModel(transformers.EncodecConfig(**TINY, **CONFIGS[name])).eval()
     generator = torch.Generator().manual_seed(len(name))
     for key, value in model.state_dict().items():
