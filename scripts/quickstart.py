@@ -135,7 +135,8 @@ def main() -> None:
     parser.add_argument('--short', action='store_true', help='the same steps, small, without the targets')
     args = parser.parse_args()
     # Beside the data rather than in the team's folder, so that one checkout never meets the XPs of another.
-    os.environ.setdefault('AUDIOCRAFT_DORA_DIR', str(Path('outputs').resolve()))
+    if not os.environ.get('AUDIOCRAFT_DORA_DIR'):  # empty is the same as absent
+        os.environ['AUDIOCRAFT_DORA_DIR'] = str(Path('outputs').resolve())
     steps = Steps()
     model = run_steps(steps, SHORT if args.short else FULL)
     folder = Path(os.environ['AUDIOCRAFT_DORA_DIR']) / 'xps' / model
