@@ -9,8 +9,7 @@ import typing as tp
 from datetime import timedelta
 
 import torch
-from torch import distributed, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import distributed
 
 from .utils.errors import UserError
 
@@ -129,19 +128,3 @@ def agree(flag: bool) -> bool:
     if not is_distributed():
         return bool(flag)
     return bool(all_reduce(torch.tensor(int(flag), device=_device()), 'max').item())
-
-
-def broadcast_model(module: nn.Module, src: int = 0) -> None:
-    """Give all processes the parameters and buffers of process `src`."""
-    if is_distributed():
-        for tensor in [*module.parameters(), *module.buffers()]:
-            distributed.broadcast(tensor.data, src)
-
-
-def wrap(module: nn.Module) -> nn.Module:
-    """The module whose gradients are averaged over the processes: itself with one."""
-    if not is_distributed() or not any(parameter.requires_grad for parameter in module.parameters()):
-        return module
-    parameter = next(module.parameters())
-    devices = [parameter.device] if parameter.is_cuda else None
-    return DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)

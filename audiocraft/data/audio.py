@@ -195,15 +195,3 @@ def resample(wav: torch.Tensor, old: int, new: int) -> torch.Tensor:
 def resample_kaiser_best(wav: torch.Tensor, old: int, new: int) -> torch.Tensor:
     """Resample as `resample` does, with the longer and sharper filter `KAISER_BEST`."""
     return _resample(wav, old, new, KAISER_BEST)
-
-
-def peak_normalize(wav: torch.Tensor, peak: float = 0.95, *, path: tp.Union[str, Path] = 'audio') -> torch.Tensor:
-    """Scale so that the largest absolute sample is `peak`; `path` names the file in the error.
-
-    Raises:
-        MediaError: 'silent', if there is nothing above `SILENCE`.
-    """
-    largest = float(wav.abs().max()) if wav.numel() else 0.
-    if largest <= SILENCE:
-        raise MediaError(path, 'silent', f'its largest sample is {largest:.1e}')
-    return wav / largest * peak

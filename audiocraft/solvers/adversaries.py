@@ -1,6 +1,5 @@
 """Discriminators in the training of a compression model: their updates, and what they say of a reconstruction."""
 
-import contextlib
 import typing as tp
 
 import torch
@@ -42,13 +41,11 @@ class Adversaries:
         """What the update and the losses share (spectrograms), by name."""
         return {name: adversary.prepare(output, target) for name, adversary in self.modules.items()}  # type: ignore
 
-    def update(self, prepared: Prepared, precision: tp.Callable[[], tp.ContextManager] = contextlib.nullcontext
-               ) -> Losses:
+    def update(self, prepared: Prepared) -> Losses:
         """Train the discriminators on what they see; the model gets no gradient. Returns their losses."""
         assert self.updater is not None
-        with precision():
-            losses = {f'd_{name}': adversary.discriminator_loss(prepared[name])  # type: ignore[operator]
-                      for name, adversary in self.modules.items()}
+        losses = {f'd_{name}': adversary.discriminator_loss(prepared[name])  # type: ignore[operator]
+                  for name, adversary in self.modules.items()}
         total = torch.stack(list(losses.values())).sum()
         made = self.updater(total)
         metrics = {**losses, 'd_loss': total / len(losses)}

@@ -1,6 +1,8 @@
 """Small stores for the tests of everything that reads them."""
+import typing as tp
 from pathlib import Path
 
+import pytest
 import torch
 
 from audiocraft.data.store import Store
@@ -45,3 +47,19 @@ def make(path: Path, *, keys: dict = VIDEO, rows: int = 8, first: int = 0) -> St
     for number in range(first, first + rows):
         add(target, number)
     return target.finish()
+
+
+def crash(patched: pytest.MonkeyPatch, at: int, *points: tuple[tp.Any, str]) -> None:
+    """Make call number `at` of the functions `(module, name)`, counted together, end the process that makes it."""
+    calls = []
+
+    def counted(function: tp.Callable) -> tp.Callable:
+        def wrapper(*args: tp.Any, **kwargs: tp.Any) -> tp.Any:
+            calls.append(function)
+            if len(calls) == at:
+                raise KeyboardInterrupt
+            return function(*args, **kwargs)
+        return wrapper
+
+    for module, name in points:
+        patched.setattr(module, name, counted(getattr(module, name)))

@@ -17,17 +17,12 @@ from audiocraft.data.media import MediaError
 from audiocraft.data.video import write_video
 from audiocraft.utils.errors import UserError
 
-RATE = 1000
+from .ramps import RATE, write_ramps
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory) -> Path:
-    """Ramps: the value at sample i of file f is f / 10 + i / 20000, so that a piece tells where it was cut."""
-    folder = tmp_path_factory.mktemp('audio')
-    for f in range(5):
-        ramp = f / 10 + torch.arange(RATE * (1 + f % 2)) / 20_000
-        write_audio(folder / f'{f}.wav', ramp[None], RATE, subtype='FLOAT')
-    return folder
+    return write_ramps(tmp_path_factory.mktemp('audio'))
 
 
 def make(source, **options) -> AudioDataset:

@@ -13,16 +13,12 @@ from audiocraft.data.audio_dataset import AudioBatch, AudioDataset
 from audiocraft.data.audio_loader import AudioLoader
 from audiocraft.utils.errors import UserError
 
-RATE = 1000
+from .ramps import RATE, write_ramps
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp('audio')
-    for f in range(5):
-        ramp = f / 10 + torch.arange(RATE * (1 + f % 2)) / 20_000
-        write_audio(folder / f'{f}.wav', ramp[None], RATE, subtype='FLOAT')
-    return folder
+    return write_ramps(tmp_path_factory.mktemp('audio'))
 
 
 def make(folder: Path, dataset: dict | None = None, **options) -> AudioLoader:

@@ -208,21 +208,9 @@ def test_a_crash_while_finishing(tmp_path, monkeypatch, crash_at):
 
     fill(tmp_path / 'whole' / 'a').finish()
     target = fill(tmp_path / 'cut' / 'a')
-    calls = []
-
-    def counted(function):
-        def wrapper(*args, **kwargs):
-            calls.append(function)
-            if len(calls) == crash_at:
-                raise KeyboardInterrupt
-            return function(*args, **kwargs)
-        return wrapper
-
     with monkeypatch.context() as patched:
-        for name in ('_move', 'write_atomic', 'join_parts'):
-            patched.setattr(store_writer, name, counted(getattr(store_writer, name)))
-        for name in ('copy_bytes', '_write_whole'):
-            patched.setattr(ragged_writer, name, counted(getattr(ragged_writer, name)))
+        stores.crash(patched, crash_at, *((store_writer, name) for name in ('_move', 'write_atomic', 'join_parts')),
+                     *((ragged_writer, name) for name in ('copy_bytes', '_write_whole')))
         with pytest.raises(KeyboardInterrupt):
             target.finish()
     resumed = stores.writer(tmp_path / 'cut' / 'a', keys=KEYS, rows=5)

@@ -175,19 +175,9 @@ def test_a_crash_while_finishing(tmp_path, monkeypatch, crash_at):
 
     fill(tmp_path / 'whole' / 'a').finish()
     target = fill(tmp_path / 'cut' / 'a')
-    calls = []
-
-    def counted(function):
-        def wrapper(*args, **kwargs):
-            calls.append(function)
-            if len(calls) == crash_at:
-                raise KeyboardInterrupt
-            return function(*args, **kwargs)
-        return wrapper
-
     with monkeypatch.context() as patched:
-        for name in ('_move', 'copy_bytes', 'write_atomic', 'describe_keys'):
-            patched.setattr(store_writer, name, counted(getattr(store_writer, name)))
+        names = ('_move', 'copy_bytes', 'write_atomic', 'describe_keys')
+        stores.crash(patched, crash_at, *((store_writer, name) for name in names))
         with pytest.raises(KeyboardInterrupt):
             target.finish()
     resumed = stores.writer(tmp_path / 'cut' / 'a', rows=6)
