@@ -6,11 +6,8 @@ Dora imports our `train` module before it runs a command, so what `install` chan
 
 import copy
 import getpass
-import importlib
-import importlib.util
 import json
 import logging
-import os
 import shutil
 import subprocess as sp
 import sys
@@ -24,9 +21,7 @@ import dora.launch
 import dora.run
 import dora.shep
 import dora.utils
-from dora.explore import Explorer
 from dora.hydra import HydraMain, _compare_config, _simplify_argv
-from dora.log import disable_logging, fatal, simple_log
 from dora.main import DecoratedMain, MainFun
 from dora.shep import Sheep, Shepherd
 from dora.xp import XP
@@ -36,15 +31,14 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .environment import CONFIG_ROOT, AudioCraftEnvironment, config_folders
+from .environment import AudioCraftEnvironment, config_folders
+from .launch import grids, workers
 from .utils import lock, overrides
-from .utils.config import flatten, suggest
+from .utils.config import flatten
 from .utils.errors import UserError
 from .utils.files import write_atomic
 
 logger = logging.getLogger(__name__)
-
-OUR_GRIDS = 'audiocraft._grids'
 
 
 class Main(HydraMain):
@@ -257,21 +251,7 @@ def _guarded_rmtree(stock: tp.Callable[[Path], None]) -> tp.Callable[[Path], Non
     return reliable_rmtree
 
 
-# -- dora run -d, dora info -v, jobs --------------------------------------------------------------------------------
-
-def _start_workers(stock: tp.Callable[..., None]) -> tp.Callable[..., None]:
-    """`dora run -d` ends with an error where there is no GPU: train in this process."""
-    def start_ddp_workers(main: DecoratedMain, argv: list[str], num_workers: int | None = None) -> None:
-        from torch import cuda
-        if num_workers or cuda.device_count():
-            return stock(main, argv, num_workers)
-        simple_log('Executor:', 'There is no GPU: training with one process on the CPU (--ddp_workers N asks for N).')
-        os.environ.update(RANK='0', LOCAL_RANK='0', WORLD_SIZE='1')
-        sys.argv[1:] = argv
-        disable_logging()
-        main()
-    return start_ddp_workers
-
+# -- dora info -v, jobs --------------------------------------------------------------------------------
 
 class _InfoShepherd(Shepherd):
     """`dora info` shows the overrides alone; `dora -v info` also prints the whole config, interpolations resolved."""
@@ -293,77 +273,6 @@ def _submit(stock: tp.Callable[..., None]) -> tp.Callable[..., None]:
     return submit
 
 
-# -- grids ----------------------------------------------------------------------------------------------------------
-
-def _our_grids() -> Path | None:
-    root = CONFIG_ROOT.parent / ('_grids' if CONFIG_ROOT.name == '_config' else 'grids')
-    return root if (root / '__init__.py').exists() else None
-
-
-def _import_our_grids() -> None:
-    """Make our grids importable as `audiocraft._grids` also from a checkout, where they lie beside the package."""
-    folder = _our_grids()
-    if folder is None or OUR_GRIDS in sys.modules:
-        return
-    spec = importlib.util.spec_from_file_location(OUR_GRIDS, folder / '__init__.py',
-                                                  submodule_search_locations=[str(folder)])
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[OUR_GRIDS] = module
-    spec.loader.exec_module(module)
-
-
-def grid_packages() -> dict[str, Path]:
-    """The packages that hold grids and their folders: the current folder's first, ours second."""
-    found = {}
-    here = Path('grids').resolve()
-    ours = _our_grids()
-    if here.is_dir() and here != ours:
-        if not (here / '__init__.py').exists():
-            raise UserError(f'{here} is not a package: add an empty {here / "__init__.py"}.')
-        found['grids'] = here
-    if ours is not None:
-        found[OUR_GRIDS] = ours
-    return found
-
-
-def grid_names(folder: Path) -> list[str]:
-    """The grids in a folder, as `task.name`."""
-    files = [path.relative_to(folder).with_suffix('') for path in folder.rglob('*.py')]
-    return sorted('.'.join(file.parts) for file in files if not any(part.startswith('_') for part in file.parts))
-
-
-def _get_explore(stock: tp.Callable[..., Explorer]) -> tp.Callable[..., Explorer]:
-    """Dora looks into one package, and a misspelled grid ends with exit status 0."""
-    def get_explore(args: tp.Any, main: DecoratedMain) -> Explorer:
-        packages = grid_packages()
-        names = sorted({name for folder in packages.values() for name in grid_names(folder)})
-        if args.grid is None:
-            print('Grids: ' + ', '.join(names))
-            sys.exit(0)
-        for package, folder in packages.items():
-            if args.grid in grid_names(folder):
-                main.dora.grid_package = package
-                return _load_explorer(stock, args, main, package)
-        hint = suggest(args.grid, names)
-        raise UserError(f'There is no grid "{args.grid}"' + (f': {hint}' if hint else '.')
-                        + f'\nThere are: {", ".join(names)}.')
-    return get_explore
-
-
-def _load_explorer(stock: tp.Callable[..., Explorer], args: tp.Any, main: DecoratedMain, package: str) -> Explorer:
-    if package == OUR_GRIDS:
-        _import_our_grids()
-    else:
-        sys.path.insert(0, str(Path('.').resolve()))
-    try:
-        importlib.import_module(f'{package}.{args.grid}')
-    except ImportError as error:
-        # Dora says only that the import failed.
-        fatal(f'Cannot import the grid {args.grid}: {error}')
-    return stock(args, main)
-
-
 # -- installation ---------------------------------------------------------------------------------------------------
 
 PATCHES: list[tuple[tp.Any, str, tp.Callable[[tp.Any], tp.Any]]] = [
@@ -372,10 +281,10 @@ PATCHES: list[tuple[tp.Any, str, tp.Callable[[tp.Any], tp.Any]]] = [
     (dora.shep.Shepherd, '_submit', _submit),
     (dora.utils, 'try_load', _tolerant),
     (dora.run, 'check_job_and_clear', _guarded_clear),
-    (dora.run, 'start_ddp_workers', _start_workers),
+    (dora.run, 'start_ddp_workers', lambda stock: workers.start_ddp_workers),
     (dora.grid, 'reliable_rmtree', _guarded_rmtree),
     (dora.launch, 'reliable_rmtree', _guarded_rmtree),
-    (dora.grid, '_get_explore', _get_explore),
+    (dora.grid, '_get_explore', grids.get_explore),
     (dora.info, 'Shepherd', lambda stock: _InfoShepherd),
     (sys, 'excepthook', _excepthook),
 ]

@@ -15,6 +15,7 @@ from dora.hydra import HydraMain
 from dora.shep import Sheep, Shepherd
 
 from audiocraft import dora_compat
+from audiocraft.launch import grids
 from audiocraft.utils.errors import UserError
 from audiocraft.utils.lock import XPLock
 
@@ -76,7 +77,7 @@ def main(root):
 
 @pytest.fixture(autouse=True)
 def use_root(root, monkeypatch):
-    monkeypatch.setattr(dora_compat, 'CONFIG_ROOT', root / 'config')
+    monkeypatch.setattr(grids, 'CONFIG_ROOT', root / 'config')
     monkeypatch.setattr(dora_compat, 'config_folders', lambda: [root / 'config'])
 
 
@@ -242,19 +243,6 @@ def test_clear_is_refused_under_a_live_run(main, xp):
     assert not xp.folder.exists()
 
 
-def test_ddp_without_gpu_runs_here(main, monkeypatch):
-    import torch
-    if torch.cuda.is_available():
-        pytest.skip('this machine has a GPU')
-    dora_ran = []
-    for name in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE'):
-        monkeypatch.setenv(name, '')
-    monkeypatch.setattr(sys, 'argv', ['dora'])
-    monkeypatch.setattr(dora_compat, 'disable_logging', lambda: None)
-    dora.run.start_ddp_workers(lambda: dora_ran.append(list(sys.argv)), ['a=1'])
-    assert dora_ran == [['dora', 'a=1']]
-
-
 def test_verbose_info_prints_the_config(main, xp, capsys):
     shepherd = dora.info.Shepherd(main)
     shepherd.get_sheep_from_argv(xp.argv)
@@ -297,15 +285,15 @@ def test_grids_of_the_current_folder_go_first(main, tmp_path, monkeypatch):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text.format(folder.parent.name))
     (here / 'sub' / '__init__.py').touch()
-    monkeypatch.setattr(dora_compat, 'CONFIG_ROOT', tmp_path / 'installed' / 'config')
+    monkeypatch.setattr(grids, 'CONFIG_ROOT', tmp_path / 'installed' / 'config')
     monkeypatch.chdir(tmp_path / 'here')
     monkeypatch.setattr(sys, 'path', list(sys.path))
     saved = dict(sys.modules)
     try:
-        for name in [name for name in sys.modules if name.split('.')[0] == 'grids' or name == dora_compat.OUR_GRIDS]:
+        for name in [name for name in sys.modules if name.split('.')[0] == 'grids' or name == grids.OUR_GRIDS]:
             del sys.modules[name]
         for name, package, where in [('both', 'grids', 'here'), ('sub.mine', 'grids', 'here'),
-                                     ('only_ours', dora_compat.OUR_GRIDS, 'installed')]:
+                                     ('only_ours', grids.OUR_GRIDS, 'installed')]:
             dora.grid._get_explore(grid_args(name), main)
             assert sys.modules[f'{package}.{name}'].WHERE == where
         with pytest.raises(UserError, match='did you mean "only_ours"'):

@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / 'audiocraft'
 LAYERS = [
     ['utils'],
-    ['environment', 'weights', 'distrib', 'dora_compat'],
+    ['environment', 'weights', 'distrib', 'dora_compat', 'launch'],
     ['data', 'modules', 'flow', 'optim'],
     ['quantization', 'conditioning', 'losses', 'adversarial', 'examples'],
     ['models'],
