@@ -6,3 +6,8 @@ class UserError(RuntimeError):
 
     Entry points print the message alone (no traceback) and exit with status 1.
     """
+
+
+# Exit statuses of a process that trains together with others.
+LOST_PEER = 76  # it ended since another one did: the error of the other one is the one to read
+HUNG = 75  # nothing moved for too long
