@@ -1,7 +1,7 @@
 """Where things are: the team, the cluster, and the folders that belong to them.
 
 A *team* is a file `config/teams/<team>.yaml`. Its top-level keys are *clusters*, each with `dora_dir`,
-`reference_dir`, `partitions` and, if wanted, `slurm_exclude` and `dataset_mappers`. Five variables choose and override:
+`reference_dir`, `partitions` and, if wanted, `slurm_exclude`, `dataset_mappers`, `launcher` and `local_workers`. Five variables choose and override:
 
 - `AUDIOCRAFT_TEAM`: the team (`default` when it is not set);
 - `AUDIOCRAFT_CLUSTER`: the cluster (detected when it is not set);
@@ -10,11 +10,13 @@ A *team* is a file `config/teams/<team>.yaml`. Its top-level keys are *clusters*
 - `AUDIOCRAFT_REFERENCE_DIR`: what `//reference/` stands for, in place of `reference_dir`.
 """
 
+import functools
 import getpass
 import logging
 import os
 import platform
 import re
+import subprocess as sp
 import tempfile
 import typing as tp
 from pathlib import Path
@@ -48,7 +50,8 @@ def config_folders() -> list[Path]:
 
 
 # What can stand under a cluster in a team file.
-_FIELDS = {'dora_dir', 'reference_dir', 'partitions', 'slurm_exclude', 'dataset_mappers'}
+_FIELDS = {'dora_dir', 'reference_dir', 'partitions', 'slurm_exclude', 'dataset_mappers', 'launcher',
+           'local_workers'}
 _VARIABLES = {'team': 'AUDIOCRAFT_TEAM', 'cluster': 'AUDIOCRAFT_CLUSTER', 'config': 'AUDIOCRAFT_CONFIG',
               'dora_dir': 'AUDIOCRAFT_DORA_DIR', 'reference_dir': 'AUDIOCRAFT_REFERENCE_DIR'}
 
@@ -56,6 +59,11 @@ _VARIABLES = {'team': 'AUDIOCRAFT_TEAM', 'cluster': 'AUDIOCRAFT_CLUSTER', 'confi
 def _variable(name: str) -> str | None:
     """The value of one of the five variables; an empty one counts as not set."""
     return os.environ.get(_VARIABLES[name]) or None
+
+
+def launch_folder() -> Path:
+    """Where the command was started: with `git_save` a run works in a clone of the code, beside which there is no data."""
+    return Path(os.environ.get('_DORA_ORIGINAL_DIR') or '.').absolute()
 
 
 def user_name() -> str:
@@ -161,6 +169,7 @@ class AudioCraftEnvironment:
     def reset(cls) -> None:
         """Forget the environment, so that the next use reads the variables again."""
         cls._instance = None
+        _slurm_answers.cache_clear()
 
     @classmethod
     def get_team(cls) -> str:
@@ -177,7 +186,7 @@ class AudioCraftEnvironment:
         if not value:
             raise UserError(f'{self.path}: "{self.cluster}.{name}" is not set; set it there '
                             f'or in {_VARIABLES[name]}.')
-        return Path(value).expanduser().absolute()
+        return launch_folder() / Path(value).expanduser()
 
     @classmethod
     def get_dora_dir(cls) -> Path:
@@ -225,12 +234,34 @@ class AudioCraftEnvironment:
         return cls.instance().settings.get('slurm_exclude') or None
 
     @classmethod
+    def get_launcher(cls) -> str:
+        """What runs the jobs of grids: `slurm`, or `local` for this machine.
+
+        With `auto` (the default) it is SLURM when a cluster answers: its tools may be installed without one.
+        """
+        self = cls.instance()
+        launcher = self.settings.get('launcher') or 'auto'
+        if launcher not in ('auto', 'local', 'slurm'):
+            raise UserError(f'{self.path}: "{self.cluster}.launcher" is {launcher!r}, expected auto, local or slurm.')
+        return ('slurm' if _slurm_answers() else 'local') if launcher == 'auto' else launcher
+
+    @classmethod
+    def get_local_workers(cls) -> int | None:
+        """How many processes jobs may use at a time on the CPU of this machine; None: as many as it has cores."""
+        self = cls.instance()
+        workers = self.settings.get('local_workers')
+        if workers is not None and (type(workers) is not int or workers < 1):
+            raise UserError(f'{self.path}: "{self.cluster}.local_workers" is {workers!r}, expected a whole number of '
+                            'at least 1, or null.')
+        return workers
+
+    @classmethod
     def resolve_reference_path(cls, path: str | Path) -> Path:
         """Replace a leading `//reference` by the reference folder; other paths come back as they are."""
         rest = _after_prefix(path, 'reference')
         if rest is None:
             return Path(path)
-        return cls.get_reference_dir() / rest
+        return _inside(cls.get_reference_dir(), rest, path)
 
     @classmethod
     def apply_dataset_mappers(cls, path: str) -> str:
@@ -245,11 +276,32 @@ class AudioCraftEnvironment:
         return path
 
 
+@functools.cache
+def _slurm_answers(seconds: float = 5.) -> bool:
+    """Whether there is a cluster with at least one partition."""
+    try:
+        found = sp.run(['sinfo', '-h', '-o', '%P'], capture_output=True, text=True, timeout=seconds)
+    except (OSError, sp.TimeoutExpired):
+        return False
+    return found.returncode == 0 and bool(found.stdout.strip())
+
+
 def _after_prefix(path: str | Path, name: str) -> str | None:
     """What follows `//name/`, '' for `//name` alone, None when `path` does not start with it (nor `//nameless`)."""
     # `Path('//x')` keeps its two slashes on POSIX, so both types are welcome here.
     match = re.fullmatch(rf'//{name}(?:/(.*))?', str(path))
     return None if match is None else (match.group(1) or '').lstrip('/')
+
+
+def _inside(root: Path, rest: str, path: str | Path) -> Path:
+    """`root/rest` with its `..` taken out, as long as it does not leave the root; links in it are the user's business.
+
+    A config or a command line that comes from elsewhere reaches no file that its owner did not mean.
+    """
+    found = Path(os.path.normpath(root / rest))
+    if not found.is_relative_to(os.path.normpath(root)):
+        raise UserError(f'"{path}" leads out of {root}: give an ordinary path for what lies elsewhere.')
+    return found
 
 
 def xp_folder(sig: str) -> Path:
@@ -271,9 +323,12 @@ def resolve_path(path: str | Path) -> Path:
         return AudioCraftEnvironment.resolve_reference_path(path)
     if sig is not None:
         head, _, rest = sig.partition('/')
-        return xp_folder(head) / rest
+        if not head:
+            raise UserError(f'"{path}" names no signature: expected //sig/SIGNATURE, like //sig/0a1b2c3d.')
+        return _inside(xp_folder(head), rest.lstrip('/'), path)
     if name is not None:
         return weights.find(name)
     if str(path).startswith('//'):
         raise UserError(f'"{path}": expected //reference/PATH, //sig/SIGNATURE, //pretrained/NAME or an ordinary path.')
-    return Path(path).expanduser()
+    path = Path(path).expanduser()
+    return launch_folder() / path if '_DORA_ORIGINAL_DIR' in os.environ else path

@@ -3,6 +3,7 @@
 Dora looks for a package with a `train` module in the current folder; from elsewhere use `python -m audiocraft run`.
 """
 
+import errno
 import logging
 import sys
 import typing as tp
@@ -14,9 +15,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from . import distrib, dora_compat
 from .environment import CONFIG_ROOT, AudioCraftEnvironment
+from .launch.parent import follow_parent
 from .solvers.base import StandardSolver
 from .utils.config import allow_targets, locate
-from .utils.errors import UserError
+from .utils.errors import LOST_PEER, UserError
 from .utils.lock import XPLock
 from .utils.logging import setup_logging
 from .utils.random import seed_all
@@ -24,6 +26,7 @@ from .utils.random import seed_all
 # Not __name__: that is __main__ when Python starts this file.
 logger = logging.getLogger('audiocraft.train')
 dora_compat.install()
+follow_parent()
 
 
 def get_solver(cfg: DictConfig) -> tp.Any:
@@ -83,7 +86,7 @@ def run(cfg: DictConfig) -> tp.Any:
     """Everything that one run does, in order, within an XP."""
     init_system(cfg)
     init_logging(cfg)
-    distrib.init('gloo' if cfg.device == 'cpu' else None)
+    distrib.init('gloo' if cfg.device == 'cpu' else None, timeout=cfg.distrib.timeout)
     solver = get_solver(cfg)
     if cfg.show:
         return solver.show()
@@ -95,21 +98,47 @@ def run(cfg: DictConfig) -> tp.Any:
         return solver.run()
 
 
+def advice(error: BaseException) -> UserError | None:
+    """What to do about an error that is not the fault of the code; None for all others."""
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError) or 'DefaultCPUAllocator' in text or isinstance(error, MemoryError):
+        first = text.splitlines()[0] if text else 'MemoryError'
+        return UserError(f'Out of memory: {first}\nThe checkpoints so far are whole, and the same command goes on from '
+                         'the last one. Less memory, same result, same XP: optim.accumulate=2 (or 4, ...), '
+                         'activation_checkpointing=true, more processes, distrib=fsdp.')
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return UserError(f'{error}. What was saved is whole: make room, and the same command goes on from there.')
+    return None
+
+
+def _fail(error: Exception) -> tp.NoReturn:
+    """Say what went wrong, as far as possible in words, and end."""
+    if distrib.is_lost_peer(error):
+        logger.debug('Where it happened:', exc_info=True)
+        logger.error('Process %d ends since another one is gone; the error of that one is the one to read.',
+                     distrib.rank())
+        distrib.end_without_goodbye(LOST_PEER)
+    known = error if isinstance(error, UserError) else advice(error)
+    if known is None:
+        # Hydra would print its own frames to the terminal and nothing to the log file.
+        logger.exception('The run failed.')
+    else:
+        logger.debug('Where it happened:', exc_info=error)
+        dora_compat.print_error(known)
+    if distrib.is_distributed():
+        distrib.end_without_goodbye(1)
+    sys.exit(1)
+
+
 @dora_compat.hydra_main(config_path=str(CONFIG_ROOT), config_name='config', version_base='1.3')
 def main(cfg: DictConfig) -> tp.Any:
     """Train, or run one stage of, the XP that the overrides describe."""
     try:
-        return run(cfg)
-    except UserError as error:
-        logger.debug('Where it happened:', exc_info=True)
-        dora_compat.print_error(error)
-        sys.exit(1)
-    except Exception:
-        # Hydra would print its own frames to the terminal and nothing to the log file.
-        logger.exception('The run failed.')
-        sys.exit(1)
-    finally:
-        distrib.finish()
+        result = run(cfg)
+    except Exception as error:
+        _fail(error)
+    distrib.finish()
+    return result
 
 
 main.dora.dir = AudioCraftEnvironment.get_dora_dir()

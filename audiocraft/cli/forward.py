@@ -1,25 +1,108 @@
-"""`run`, `grid` and `info` are Dora's own commands, told where our package is; they work from any folder."""
+"""Dora's own commands, told where our package is: `python -m audiocraft run ...`, and the `dora` of the command line."""
 
+import argparse
+import itertools
 import os
 import sys
+import typing as tp
+from pathlib import Path
 
+from ..utils.errors import UserError
 from ._xps import list_xps
+
+PACKAGE = 'audiocraft'
+HELP = {
+    'run': 'Train the XP that the overrides describe here, or go on with it: run [flags] solver=NAME [KEY=VALUE ...]. '
+           'Flags go before the overrides.',
+    'grid': 'Schedule what is missing of the XPs in a grid file and watch them: on SLURM, or in a queue on this '
+            'machine ("launcher" in the team file). Ctrl-C ends the watching, not the jobs.',
+    'launch': 'Schedule one XP, as grid does, and follow its log.',
+    'info': 'What there is about an XP: info -f SIG [flags]. Without arguments, all XPs.',
+}
 
 
 def forward(verb: str, arguments: list[str]) -> int:
-    """Run `dora VERB ARGUMENTS` in this process and return its exit status."""
-    if verb == 'info' and not arguments:
+    """Run `dora VERB ARGUMENTS` for our package in this process and return its exit status."""
+    return run_dora([verb, *arguments])
+
+
+def run_dora(arguments: list[str]) -> int:
+    """Run Dora's command line for our package, with some more flags (see `extended`), and return its exit status."""
+    if arguments == ['info']:
         print(list_xps())
         return 0
     # The workers that Dora starts inherit it.
-    os.environ['DORA_PACKAGE'] = 'audiocraft'
+    os.environ['DORA_PACKAGE'] = PACKAGE
     os.environ.pop('DORA_MAIN_MODULE', None)
-    before = []
-    if verb == 'info':  # Dora's flag stands before the command
-        before = ['-v'] if {'-v', '--verbose'} & set(arguments) else []
-        arguments = [argument for argument in arguments if argument not in ('-v', '--verbose')]
-    sys.argv = ['dora', *before, verb, *arguments]
+    sys.argv = ['dora', *arguments]
     # Dora imports torch; the other commands do not pay for it.
-    from dora.__main__ import main
-    main()
+    import dora.__main__
+    stock = dora.__main__.get_parser
+    dora.__main__.get_parser = lambda: extended(stock())
+    try:
+        dora.__main__.main()
+    except EOFError:
+        raise UserError('There is nobody to answer the question: nothing was done.') from None
+    finally:
+        dora.__main__.get_parser = stock
     return 0
+
+
+def extended(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Dora's parser with `grid --yes`, `grid --no_monitor`, `info -v`, and a text for each command."""
+    (commands,) = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    for name, text in HELP.items():
+        commands.choices[name].description = text
+    grid, info = commands.choices['grid'], commands.choices['info']
+    grid.add_argument('-y', '--yes', action='store_true', help='Do not ask before --clear.')
+    grid.add_argument('--no_monitor', action='store_false', dest='monitor', help='The same as --no_monitoring.')
+    info.add_argument('-v', '--verbose', action='store_true', default=argparse.SUPPRESS,
+                      help='Show the whole config, resolved.')
+    return parser
+
+
+def dora(arguments: tp.Sequence[str] | None = None) -> int:
+    """The command `dora`: Dora's own, which takes our package when the current folder has none."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if package_of(given) != PACKAGE:
+        from dora.__main__ import main
+        main()
+        return 0
+    try:
+        return run_dora(_without_package(given))
+    except UserError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parse_head(arguments: tp.Sequence[str]) -> tuple[argparse.Namespace, list[str], list[str]]:
+    """What stands before the command: the package and its module, the rest of it, and the command with what follows."""
+    words = ('grid', 'run', 'launch', 'info', 'import', 'export')
+    head = list(itertools.takewhile(lambda word: word not in words, arguments))
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument('-P', '--package')
+    parser.add_argument('--main_module')
+    try:
+        known, rest = parser.parse_known_args(head)
+    except SystemExit:  # a flag without its value
+        raise UserError(f'{head[-1]} wants a value.') from None
+    return known, rest, list(arguments[len(head):])
+
+
+def package_of(arguments: tp.Sequence[str]) -> str | None:
+    """The package that a command line is for, found as Dora does; ours when there is none; None with several."""
+    known = _parse_head(arguments)[0]
+    named = known.package or os.environ.get('DORA_PACKAGE')
+    if named:
+        return named
+    module = known.main_module or os.environ.get('DORA_MAIN_MODULE') or 'train'
+    found = sorted(path.parent.name for path in Path('.').glob('*/__init__.py')
+                   if (path.parent / f'{module}.py').exists())
+    return {0: PACKAGE, 1: found[0] if found else None}.get(len(found))
+
+
+def _without_package(arguments: tp.Sequence[str]) -> list[str]:
+    _, rest, command = _parse_head(arguments)
+    return [*rest, *command]

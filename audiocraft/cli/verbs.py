@@ -7,6 +7,7 @@ from pathlib import Path
 DORA_VERBS = {
     'run': 'train an XP (again: resume it), e.g. run solver=mmaudio/debug',
     'grid': 'show and schedule the XPs of a grid file, e.g. grid mmaudio.debug --dry_run --init',
+    'launch': 'schedule one XP as grid does, and follow its log, e.g. launch -f SIG',
     'info': 'the XPs there are; one of them: info -f SIG (-m last metrics, -t log, -v whole config)',
 }
 _NOT_VERBS = ('dispatch', 'forward', 'overview', 'verbs')

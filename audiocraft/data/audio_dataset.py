@@ -21,6 +21,7 @@ from .audio import convert_audio, read_audio
 from .audio_manifest import AudioMeta, Missing, load_audio
 from .media import MediaError
 from .resampling import sinc_resampler
+from .sampler import Part
 
 logger = logging.getLogger(__name__)
 
@@ -82,11 +83,13 @@ class AudioBatch:
         audio (Tensor): `[B, C, T]`, silence after the end of shorter ones.
         lengths (Tensor): int64 `[B]`, samples that are from the file.
         infos (list of SegmentInfo): where each is from.
+        part (Part or None): which part of a global batch this is.
     """
     ids: list[str]
     audio: torch.Tensor
     lengths: torch.Tensor = None  # type: ignore[assignment]
     infos: list[SegmentInfo] = dataclasses.field(default_factory=list)
+    part: Part | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.lengths is None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from .audio_dataset import AudioBatch, AudioDataset
+from .sampler import Part, share
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ class AudioLoader:
     def batch(self, number: int) -> AudioBatch:
         """Make batch `number` of this rank."""
         items = [self.dataset.item(place % len(self.dataset), place // len(self.dataset))
-                 for place in self._places(number)]
+                 for place in self._places(number)[0]]
         segments = [segment for _, segment in items]
         longest = max((segment.audio.shape[-1] for segment in segments), default=self.dataset.frames or 0)
         audio = torch.zeros(len(items), self.dataset.channels, longest, pin_memory=self.pin)
@@ -104,16 +105,16 @@ class AudioLoader:
             row[:, :segment.audio.shape[-1]] = segment.audio
         infos = [segment.info.padded(longest) for segment in segments]
         lengths = torch.tensor([info.n_frames for info in infos], dtype=torch.int64)
-        return AudioBatch([self.dataset.ids[file] for file, _ in items], audio, lengths, infos)
+        ids = [self.dataset.ids[file] for file, _ in items]
+        return AudioBatch(ids, audio, lengths, infos, part=self._places(number)[1])
 
-    def _places(self, number: int) -> range:
-        """The places of this rank in the endless row of items."""
+    def _places(self, number: int) -> tuple[range, Part]:
+        """The places of this rank in the endless row of items, and which part of the batch they are."""
         start, stop = number * self.batch_size, (number + 1) * self.batch_size
         if not self.infinite:
             stop = min(stop, len(self.dataset))
-        size = max(0, stop - start)
-        low, high = (start + size * rank // self.world_size for rank in (self.rank, self.rank + 1))
-        return range(low, high)
+        low, high, part = share(max(0, stop - start), self.rank, self.world_size)
+        return range(start + low, start + high), part
 
     def _summary(self, number: int) -> None:
         """At the end of a pass, tell what could not be read so far."""

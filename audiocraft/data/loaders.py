@@ -88,7 +88,7 @@ class StoreLoader:
         self.sampler = BatchSampler(len(mixture), batch_size, seed, shuffle, drop_last, rank, world_size, infinite)
         self.buffers = max(buffers, HELD + max(1, threads))
         self.pin = torch.cuda.is_available() if pin is None else pin
-        self.batch_size = batch_size
+        self.batch_size, self.world_size = batch_size, world_size
         self._ragged = RaggedReader(mixture.stores, mixture.keys, RaggedOptions(
             dict(padding or {}), dict(windows or {}), random=shuffle, seed=seed))
         self._views = {id(store): {key: _as_bytes(store.tensors[key]) for key, spec in mixture.keys.items()
@@ -167,7 +167,9 @@ class StoreLoader:
         places = [self.mixture.locate(row) for row in self.sampler.batch(number)]
         try:
             self._announce(places)
-            return self._read(places, buffers, self.sampler.span(number)[0])
+            batch = self._read(places, buffers, self.sampler.span(number)[0])
+            batch.part = self.sampler.part(number)
+            return batch
         except UserError:
             raise
         except Exception as error:
@@ -319,7 +321,9 @@ class _Run:
             while self.wanted not in self.done:
                 if self.stopped:
                     raise RuntimeError(f'{self.loader.name}: the loader was closed while it was being read')
-                self.changed.wait()
+                if not self.changed.wait(timeout=1.) and not any(filler.is_alive() for filler in self.fillers):
+                    raise RuntimeError(f'{self.loader.name}: the threads that read batches have died; batch '
+                                       f'{self.wanted} never came (an error above may say why)')
             self.held.append(self.wanted)
             self.wanted += 1
             return self.done.pop(self.held[-1])

@@ -1,10 +1,33 @@
 """The order of the data: a function of the seed and the pass, whatever the number of processes."""
+import dataclasses
 import functools
 import math
 
 import torch
 
 from ..utils.random import generator
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Which rows of a global batch a process has: those from `start` on, of `total`.
+
+    Where there are fewer rows than processes, some get a row of another one as `padding`, so that all make the same
+    steps; it must not count.
+    """
+    total: int
+    start: int = 0
+    padding: bool = False
+
+
+def share(total: int, rank: int, world_size: int) -> tuple[int, int, Part]:
+    """The contiguous rows `[low, high)` of a batch that are for one process; never none, unless the batch is empty."""
+    low, high = total * rank // world_size, total * (rank + 1) // world_size
+    padding = low == high and total > 0
+    if padding:
+        low = min(low, total - 1)
+        high = low + 1
+    return low, high, Part(total, low, padding)
 
 
 def order(seed: int, pass_number: int, n: int) -> torch.Tensor:
@@ -62,11 +85,19 @@ class BatchSampler:
 
     def span(self, number: int) -> tuple[int, int]:
         """Return the global positions `[low, high)` of this rank in batch `number`; they count on from pass to pass."""
+        start, size = self._bounds(number)
+        low, high, _ = share(size, self.rank, self.world_size)
+        return start + low, start + high
+
+    def part(self, number: int) -> Part:
+        """Return which part of batch `number` this rank has."""
+        return share(self._bounds(number)[1], self.rank, self.world_size)[2]
+
+    def _bounds(self, number: int) -> tuple[int, int]:
         start, stop = number * self.batch_size, (number + 1) * self.batch_size
         if not self.infinite:
             stop = min(stop, len(self) * self.batch_size, self.n)
-        size = max(0, stop - start)
-        return start + size * self.rank // self.world_size, start + size * (self.rank + 1) // self.world_size
+        return start, max(0, stop - start)
 
     def _rows(self, low: int, high: int) -> list[int]:
         rows: list[int] = []

@@ -4,6 +4,8 @@ import typing as tp
 
 import torch
 
+from .sampler import Part
+
 
 @dataclasses.dataclass
 class Batch:
@@ -19,6 +21,7 @@ class Batch:
         tensors (dict): key -> `[n_key, ...]`.
         rows (dict): key -> int64 `[n_key]`, positions in the batch.
         lengths (dict): ragged key -> frames of each item of the batch, int64 `[B]`; 0 where an item lacks the key.
+        part (Part or None): which part of a global batch this is.
     """
     ids: list[str]
     captions: list[str]
@@ -27,6 +30,7 @@ class Batch:
     lengths: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
     # Copies to a GPU that still read the tensors: the loader waits for them before it fills the buffers again.
     copies: list[tp.Any] = dataclasses.field(default_factory=list, repr=False, compare=False)
+    part: Part | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.ids)

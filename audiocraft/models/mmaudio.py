@@ -69,6 +69,8 @@ class MMAudio(nn.Module):
     latent_rot: torch.Tensor
     clip_rot: torch.Tensor
 
+    forward_methods = ('predict_flow',)  # other ways through the blocks than `forward`
+
     def __init__(self, *, latent_dim: int, clip_dim: int, sync_dim: int, text_dim: int, hidden_dim: int, depth: int,
                  fused_depth: int, num_heads: int, latent_seq_len: int, clip_seq_len: int, sync_seq_len: int,
                  text_seq_len: int, mlp_ratio: float = 4., v2: bool = False, latent_mean: tp.Any = None,

@@ -8,7 +8,7 @@ from torch import nn
 
 from ..utils.config import build, to_plain
 from ..utils.errors import UserError
-from . import schedules
+from . import optimizer_state, schedules
 from .ema import Average
 
 Trained = nn.Module | tp.Iterable[nn.Parameter] | tp.Iterable[dict[str, tp.Any]]
@@ -30,7 +30,7 @@ def build_optimizer(params: Trained, cfg: tp.Any) -> torch.optim.Optimizer:
     trained = _trained(params)
     if not trained:
         raise UserError('optim: there is nothing to train: no parameters, or all of them frozen (requires_grad=False)')
-    return build(node, params=trained, lr=_number('optim.lr', cfg.get('lr')))
+    return build(node, params=_separate(trained), lr=_number('optim.lr', cfg.get('lr')))
 
 
 def _trained(params: Trained) -> list[tp.Any]:
@@ -42,6 +42,14 @@ def _trained(params: Trained) -> list[tp.Any]:
         groups = [{**group, 'params': _trained(group['params'])} for group in items]
         return [group for group in groups if group['params']]
     return list({id(param): param for param in items if param.requires_grad}.values())
+
+
+def _separate(trained: list[tp.Any]) -> list[tp.Any]:
+    """Groups in which parameters are cut over the processes, or none is."""
+    if isinstance(trained[0], dict):
+        return optimizer_state.separate(trained)
+    groups = optimizer_state.separate([{'params': trained}])
+    return trained if len(groups) == 1 and 'part_of' not in groups[0] else groups
 
 
 def _number(key: str, value: tp.Any) -> float:

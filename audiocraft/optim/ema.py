@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from .. import distrib
+
 ModuleStates = dict[str, dict[str, torch.Tensor]]
 
 
@@ -70,8 +72,11 @@ class Average:
                 self._entries.append((name, key, holder, attribute))
 
     def _online(self) -> list[torch.Tensor]:
-        """The live tensors that are averaged, always in the same order."""
-        return [tp.cast(torch.Tensor, holder[attribute]).detach() for _, _, holder, attribute in self._entries]
+        """The live tensors that are averaged (of those that are cut, our part), always in the same order."""
+        return [distrib.local(tensor).detach() for tensor in self._live()]
+
+    def _live(self) -> list[torch.Tensor]:
+        return [tp.cast(torch.Tensor, holder[attribute]) for _, _, holder, attribute in self._entries]
 
     def _new_averages(self) -> list[torch.Tensor]:
         return [_average_of(tensor) for tensor in self._online()]
@@ -109,15 +114,20 @@ class Average:
             states[name][key] = tensor
         return states
 
+    def _assembled(self, tensors: tp.Iterable[torch.Tensor]) -> ModuleStates:
+        """Averages by module and key, whole where each process keeps a part."""
+        return self._as_states(distrib.assemble(tensor, live)
+                               for tensor, live in zip(tensors, self._live(), strict=True))
+
     def _full_states(self, tensors: tp.Iterable[torch.Tensor]) -> ModuleStates:
         """Complete state dicts with `tensors` where there is an average, and copies of the live tensors elsewhere."""
-        averages = self._as_states(tensors)
+        averages = self._assembled(tensors)
         full: ModuleStates = {}
         for name, module in self.modules.items():
             full[name] = {}
             for key, tensor in module.state_dict(keep_vars=True).items():
                 owner = self._aliases[name].get(key)
-                full[name][key] = (tensor if owner is None else averages[name][owner]).detach().clone()
+                full[name][key] = (distrib.whole(tensor) if owner is None else averages[name][owner]).detach().clone()
         return full
 
     def averaged(self) -> ModuleStates:
@@ -132,6 +142,8 @@ class Average:
         """
         if states is None:
             states = self._as_states(self._current())
+        else:
+            states = self._parts(states)
         backup = self._backup()
         try:
             self._put(states)
@@ -139,9 +151,15 @@ class Average:
         finally:
             self._put(backup)
 
+    def _parts(self, states: ModuleStates) -> ModuleStates:
+        """Our parts of whole states."""
+        return {name: {key: distrib.part_like(states[name][key], tensor) for key, holder, attribute in _slots(module)
+                       if key in states[name] and (tensor := holder[attribute]) is not None}
+                for name, module in self.modules.items()}
+
     def _backup(self) -> ModuleStates:
         """Copies of everything but frozen parameters: also of integer buffers, which a forward pass may move."""
-        return {name: {key: tensor.detach().clone() for key, holder, attribute in _slots(module)
+        return {name: {key: distrib.local(tensor).detach().clone() for key, holder, attribute in _slots(module)
                        if (tensor := holder[attribute]) is not None
                        and (tensor.requires_grad or not isinstance(tensor, nn.Parameter))}
                 for name, module in self.modules.items()}
@@ -151,7 +169,7 @@ class Average:
         for name, module in self.modules.items():
             for key, holder, attribute in _slots(module):
                 if (new := states[name].get(key)) is not None and (tensor := holder[attribute]) is not None:
-                    tensor.copy_(new)
+                    distrib.local(tensor).copy_(new)
 
     def _load(self, averages: list[torch.Tensor], states: ModuleStates) -> None:
         """Copy saved averages into ours, after checking that they are averages of the same modules."""
@@ -160,11 +178,11 @@ class Average:
             if ours.get(name, {}).keys() != states.get(name, {}).keys():
                 different = sorted(ours.get(name, {}).keys() ^ states.get(name, {}).keys())
                 raise ValueError(f'the saved average of module {name!r} is of another module: {different[:5]} differ')
-        for name, key, _, _ in self._entries:
-            if states[name][key].shape != ours[name][key].shape:
+        for (name, key, _, _), live in zip(self._entries, self._live(), strict=True):
+            if states[name][key].shape != live.shape:
                 raise ValueError(f'the saved average of {name}.{key} has shape {tuple(states[name][key].shape)}, '
-                                 f'the module has {tuple(ours[name][key].shape)}')
-            ours[name][key].copy_(states[name][key])
+                                 f'the module has {tuple(live.shape)}')
+            ours[name][key].copy_(distrib.part_like(states[name][key], live))
 
 
 class EMA(Average):
@@ -204,7 +222,7 @@ class EMA(Average):
 
     def state_dict(self) -> dict[str, tp.Any]:
         """`steps`, and `averages` by module and key (the live tensors: save them before the next step)."""
-        return {'steps': self.steps, 'averages': self._as_states(self._averages)}
+        return {'steps': self.steps, 'averages': self._assembled(self._averages)}
 
     def load_state_dict(self, state: dict[str, tp.Any]) -> None:
         """Continue a saved average; ValueError when it is of other modules."""

@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from .. import distrib
 from ..utils.errors import UserError
 from ..utils.files import fsync_dir, sha256_of, write_atomic
 from .ema import Average, ModuleStates
@@ -111,15 +112,18 @@ class PostHocEMA(Average):
             self._lerp(averages, 1 - beta)
 
     def _write_snapshots(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         for index, averages in enumerate(self._averages):
-            flat = {f'{name}/{key}': tensor.contiguous() for name, state in self._as_states(averages).items()
+            flat = {f'{name}/{key}': tensor.contiguous() for name, state in self._assembled(averages).items()
                     for key, tensor in state.items()}
+            if not distrib.is_rank_zero():
+                continue
             path = folder / f'{index}.{self.steps}.safetensors'
             about = {'format': 'pt', 'sigma_rel': repr(self.sigma_rels[index])}
             write_atomic(path, safetensors.torch.save(flat, about))
             self.snapshots.append({'step': self.steps, 'index': index, 'file': path.name, 'sha256': sha256_of(path)})
-        self._write_manifest(folder)
+        self.snapshots = distrib.from_rank_zero(lambda: self.snapshots)
+        if distrib.is_rank_zero():
+            self._write_manifest(folder)
 
     def _write_manifest(self, folder: Path) -> None:
         content = {'sigma_rels': self.sigma_rels, 'gammas': self.gammas, 'snapshots': self.snapshots}
@@ -138,11 +142,12 @@ class PostHocEMA(Average):
         steps = [snapshot['step'] for snapshot in listed]
         weights = combination(steps, [self.gammas[snapshot['index']] for snapshot in listed],
                               max(steps) if step is None else step, gamma_of(sigma_rel))
-        sums = [torch.zeros_like(tensor, dtype=torch.float64, device='cpu') for tensor in self._current()]
+        sums = [torch.zeros(tensor.shape, dtype=torch.float64) for tensor in self._live()]
         for snapshot, weight in zip(listed, weights.tolist(), strict=True):
             tensors = [tensor.double() for tensor in self._read_snapshot(self.folder, snapshot)]
             torch._foreach_add_(sums, tensors, alpha=weight)
-        return self._full_states(total.to(mine) for total, mine in zip(sums, self._current(), strict=True))
+        parts = [distrib.part_like(total, live) for total, live in zip(sums, self._live(), strict=True)]
+        return self._full_states(total.to(mine) for total, mine in zip(parts, self._current(), strict=True))
 
     def _read_snapshot(self, folder: Path, snapshot: dict[str, tp.Any]) -> list[torch.Tensor]:
         path = folder / snapshot['file']
@@ -156,7 +161,7 @@ class PostHocEMA(Average):
     def state_dict(self) -> dict[str, tp.Any]:
         """`steps`, `sigma_rels`, one entry of `averages` per width, and the list of `snapshots`."""
         return {'steps': self.steps, 'sigma_rels': list(self.sigma_rels),
-                'averages': [self._as_states(averages) for averages in self._averages],
+                'averages': [self._assembled(averages) for averages in self._averages],
                 'snapshots': [dict(snapshot) for snapshot in self.snapshots]}
 
     def load_state_dict(self, state: dict[str, tp.Any]) -> None:
@@ -168,7 +173,7 @@ class PostHocEMA(Average):
             self._load(averages, states)
         self.steps = int(state['steps'])
         self.snapshots = [dict(snapshot) for snapshot in state['snapshots']]
-        if self.folder is not None and self.folder.is_dir():
+        if self.folder is not None and self.folder.is_dir() and distrib.is_rank_zero():
             self._drop_unlisted(self.folder)
 
     def _drop_unlisted(self, folder: Path) -> None:

@@ -59,6 +59,7 @@ def write_page(xp_folder: str | Path, *, title: str | None = None, signature: st
     results = read_results(folder)
     if delta is not None:
         results.overrides = [item if isinstance(item, str) else '='.join(map(str, item)) for item in delta]
+    results.overrides = [hide(override) for override in results.overrides]
     signature = signature or folder.resolve().name
     title = title or next((x.partition('=')[2] for x in results.overrides if x.startswith('solver=')), signature)
     files = Assets(folder / 'samples')

@@ -173,8 +173,9 @@ class EuclideanCodebook(nn.Module):
         return self._is_inited
 
     def _start(self, rows: torch.Tensor) -> None:
+        everyones = distrib.gather(rows, everywhere=False)
         if distrib.is_rank_zero():
-            means, counts = kmeans(rows, self.bins, self.kmeans_iters)
+            means, counts = kmeans(torch.cat(everyones).to(rows), self.bins, self.kmeans_iters)
             self.embed.copy_(means)
             self.embed_avg.copy_(means * counts[:, None] if self.weighted_start else means)
             self.cluster_size.copy_(counts)

@@ -9,11 +9,16 @@ from flashy.formatter import Formatter
 from torch import nn
 
 from .. import distrib, optim
-from ..utils.config import suggest
+from ..modules.activation_checkpoint import checkpoint_blocks
+from ..modules.precision import cast_inputs
+from ..utils.config import suggest, to_plain
 from ..utils.errors import UserError
 from ..utils.random import Draws, seed_all
+from .feed import size_of
 from .loop import Loop
-from .setup import check_stages, describe_modules, select_device
+from .setup import check_batch_size, check_stages, describe_modules, select_device
+
+M = tp.TypeVar('M', bound=nn.Module)
 
 
 class StandardSolver(Loop):
@@ -41,11 +46,13 @@ class StandardSolver(Loop):
         self.device = select_device(cfg.device)
         self._ema_modules: dict[str, nn.Module] = {}
         check_stages(self, StandardSolver)
+        check_batch_size(cfg)
         seed_all(self.seed)
         self.build_dataloaders()
         self._check_loaders()
         seed_all(self.seed)  # the initial weights do not depend on what the data drew
         self.build_model()
+        self._parallelize_rest()
         self.initialize_ema()
         seed_all(self.seed, 'train', distrib.rank())  # dropout and the like: a stream for each process
 
@@ -104,18 +111,31 @@ class StandardSolver(Loop):
     # -- tools -------------------------------------------------------------------------------------------------------
 
     def draws(self, size: int) -> Draws:
-        """Random numbers for the `size` items of the current (micro-)batch.
+        """Random numbers for the `size` items of the current (micro-)batch, made for the global batch and then cut.
 
-        In train a function of (seed, update), made for the global batch; in the other stages of the seed, the stage and
-        how many times it asked before. A second call in a step gives other numbers than the first.
+        In train a function of (seed, update), in the other stages of the seed, the stage and the number of the batch. A
+        second call in a step gives other numbers than the first.
         """
         calls, self._draw_calls = self._draw_calls, self._draw_calls + 1
-        if self.is_training and self._rows is not None:
-            total, start = self._rows
-            key: int | str = f'{self.update}/{calls}' if calls else self.update
-            return Draws(self.seed, key, total=total, start=start, size=size, device=self.device)
-        key = f'{self._current_stage}/{distrib.rank()}/{calls}'
-        return Draws(self.seed, key, total=size, size=size, device=self.device)
+        total, start = self._rows or (size, 0)
+        key: int | str = self.update if self.is_training else f'{self._current_stage}/0/{self._draw_batch}'
+        key = f'{key}/{calls}' if calls else key
+        return Draws(self.seed, key, total=total, start=start, size=size, device=self.device)
+
+    def share_batches(self, batches: tp.Sequence[tp.Any]) -> tp.Iterator[tuple[int, tp.Any]]:
+        """Yield `(number, batch)` of those of a list of batches that are for this process, every so-manyth.
+
+        All processes make the same number of steps: one that has run out gets the last batch again, with number -1,
+        and its results must not count. `draws` is a function of the number.
+        """
+        first, world_size = self._draw_batch, distrib.world_size()
+        for turn in range(0, len(batches), world_size):
+            number = turn + distrib.rank()
+            batch = batches[min(number, len(batches) - 1)]
+            self._draw_batch, self._draw_calls, self._rows = first + number, 0, (size_of(batch), 0)
+            self.check_stop()
+            yield (number if number < len(batches) else -1), batch
+        self._draw_batch = first + len(batches)
 
     def autocast(self) -> tp.ContextManager[tp.Any]:
         """Mixed precision, as `autocast` and `autocast_dtype` say."""
@@ -132,13 +152,38 @@ class StandardSolver(Loop):
             return function
         return torch.compile(function)
 
+    def prepare(self, module: M) -> M:
+        """Make a module ready to be trained, in place: before its optimizer is built.
+
+        It goes to the device, in `weight_dtype`, with `activation_checkpointing` and `compile` if asked for, and is
+        trained by all processes together as the group `distrib` says. Names of weights and methods stay as they are.
+        """
+        module.to(self.device)
+        dtype = getattr(torch, self.cfg.weight_dtype)
+        if dtype != torch.float32:
+            cast_inputs(module.to(dtype), dtype)
+        if self.cfg.activation_checkpointing:
+            checkpoint_blocks(distrib.blocks_of(module))
+        self.compile(module)
+        distrib.parallelize(module, **self._parallel_options())
+        return module
+
+    def _parallel_options(self) -> dict[str, tp.Any]:
+        return {key: value for key, value in to_plain(self.cfg.distrib).items() if key != 'timeout'}
+
+    def _parallelize_rest(self) -> None:
+        """A solver that knows of neither `prepare` nor `Updater` is trained by all processes as well."""
+        if any(isinstance(value, optim.Updater) for value in vars(self).values()):
+            return
+        for module in self.modules.values():
+            distrib.parallelize(module, 'ddp')
+
     def build_updater(self, params: tp.Iterable[nn.Parameter], optimizer: torch.optim.Optimizer,
                       scheduler: tp.Any = None) -> optim.Updater:
-        """An `optim.Updater` with `optim.max_norm`, `optim.accumulate` and, for fp16, a loss scaler."""
-        scaled = self.cfg.autocast and self.cfg.autocast_dtype == 'float16'
-        agree = (lambda ok: distrib.all_reduce(ok.int(), 'min').bool()) if distrib.is_distributed() else None
-        return optim.Updater(params, optimizer, scheduler=scheduler, agree=agree, max_norm=self.cfg.optim.max_norm,
-                             scaler=torch.amp.GradScaler(self.device.type) if scaled else None,
+        """An `optim.Updater` with `optim.max_norm`, `optim.accumulate` and, for float16, `loss_scale`."""
+        half = (self.cfg.autocast and self.cfg.autocast_dtype == 'float16') or self.cfg.weight_dtype == 'float16'
+        return optim.Updater(params, optimizer, scheduler=scheduler, max_norm=self.cfg.optim.max_norm,
+                             loss_scale=optim.LossScale(**to_plain(self.cfg.loss_scale)) if half else None,
                              accumulate=self.accumulate)
 
     def show(self) -> None:

@@ -42,6 +42,7 @@ class CompressionSolver(base.StandardSolver):
 
     def _loader(self, stage: str) -> AudioLoader:
         dataset, media, train = self.cfg.dataset, self.cfg.dset[stage].media, stage == 'train'
+        shared = stage in ('train', 'valid')  # in evaluate and generate the processes share out whole batches
         if not media:
             raise UserError(f'dset.{stage}.media is not set: a folder of media files, or a manifest, was expected. '
                             'Use dset=example, or name your own.')
@@ -57,8 +58,8 @@ class CompressionSolver(base.StandardSolver):
             cache_bytes=int(dataset.cache_gb * 2 ** 30), **sampling)
         return AudioLoader(
             audio, batch_size=dataset[stage].get('batch_size') or dataset.batch_size, threads=dataset.num_workers,
-            infinite=train, pin=self.device.type == 'cuda', rank=distrib.rank() if train else 0,
-            world_size=distrib.world_size() if train else 1)
+            infinite=train, pin=self.device.type == 'cuda', rank=distrib.rank() if shared else 0,
+            world_size=distrib.world_size() if shared else 1)
 
     def data_facts(self) -> dict[str, tp.Any]:
         """Number, names and lengths of the media files of each stage."""
@@ -67,7 +68,7 @@ class CompressionSolver(base.StandardSolver):
 
     def build_model(self) -> None:
         """The model, its losses, and what trains it."""
-        self.model = build(self.cfg.model).to(self.device)
+        self.model = self.prepare(build(self.cfg.model))
         if (self.model.sample_rate, self.model.channels) != (self.cfg.sample_rate, self.cfg.channels):
             raise UserError(f'sample_rate and channels are {self.cfg.sample_rate} and {self.cfg.channels}, but those '
                             f'of the model are {self.model.sample_rate} and {self.model.channels}.')
@@ -163,22 +164,30 @@ class CompressionSolver(base.StandardSolver):
         return balanced.loss + cost
 
     @torch.no_grad()
-    def reconstructions(self, stage: str) -> tp.Iterator[tuple[Clip, Clip]]:
-        """Yield (reconstruction, truth) for the media of a stage."""
+    def reconstructions(self, stage: str) -> list[tuple[Clip, Clip]]:
+        """(reconstruction, truth) for the media of a stage, which the processes share out; process 0 gets all."""
         self.model.eval()
-        loader = self.dataloaders[stage]
-        paths = dict(zip(loader.dataset.ids, loader.files))
-        for batch in loader:
-            self.check_stop()
+        batches = list(self.dataloaders[stage])
+        own: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}
+        for number, batch in self.share_batches(batches):
             wav = batch.audio.to(self.device)
             encoded = self.model.encode(wav)
             decoded = self.model.decode(encoded, num_samples=wav.shape[-1]).float().cpu()
-            codes = encoded.codes.cpu() if isinstance(encoded, Codes) else [None] * len(wav)
-            for clip_id, made, true, code in zip(batch.ids, decoded, batch.audio, codes):
-                yield (Clip(clip_id, made, self.model.sample_rate, codes=code, frame_rate=self.model.frame_rate,
-                            bins=self.model.codebook_size or None),
-                       Clip(clip_id, true, self.model.sample_rate, media=paths[clip_id],
-                            events=read_events(paths[clip_id].parent, paths[clip_id].stem)))
+            if number >= 0:
+                own[number] = decoded, encoded.codes.cpu() if isinstance(encoded, Codes) else None
+        made = {number: pair for part in distrib.gather(own, everywhere=False) for number, pair in part.items()}
+        return [pair for number in sorted(made) for pair in self._clips(stage, batches[number], *made[number])]
+
+    def _clips(self, stage: str, batch: AudioBatch, decoded: torch.Tensor,
+               codes: torch.Tensor | None) -> tp.Iterator[tuple[Clip, Clip]]:
+        loader, rate = self.dataloaders[stage], self.model.sample_rate
+        paths = dict(zip(loader.dataset.ids, loader.files))
+        all_codes = [None] * len(batch) if codes is None else codes
+        for clip_id, made, true, code in zip(batch.ids, decoded, batch.audio, all_codes):
+            yield (Clip(clip_id, made, rate, codes=code, frame_rate=self.model.frame_rate,
+                        bins=self.model.codebook_size or None),
+                   Clip(clip_id, true, rate, media=paths[clip_id],
+                        events=read_events(paths[clip_id].parent, paths[clip_id].stem)))
 
     def evaluate(self) -> Metrics:
         """Losses and metrics of the reconstructions; with `evaluate.untrained`, those of a new model beside them."""
@@ -192,29 +201,32 @@ class CompressionSolver(base.StandardSolver):
         return results
 
     def score(self, metrics: list[Metric]) -> Metrics:
-        """The results of each metric over all clips."""
-        results: Metrics = {}
-        pairs = list(self.reconstructions('evaluate')) if metrics else []
-        for metric in metrics:
-            metric.reset()
-            metric.update([made for made, _ in pairs], [true for _, true in pairs])
-            results |= metric.compute()
-        return results
+        """The results of each metric over all clips; process 0 computes them for all."""
+        pairs = self.reconstructions('evaluate') if metrics else []
+        return distrib.from_rank_zero(lambda: _score(metrics, pairs))
 
     def generate(self) -> Metrics:
         """Reconstructions of `dset.generate`, each beside its truth, and the page."""
         writer = SampleWriter(self.folder / 'generate' / str(self.update))
-        count = 0
-        for made, true in self.reconstructions('generate'):
+        pairs = self.reconstructions('generate')
+        for made, true in pairs:
             written = writer.add(made, reference=true, prompt='', label='Reconstruction', update=self.update,
                                  checkpoint=self.checkpoint_name)
             plots.spectrogram_png(made.audio, made.sample_rate, written.with_suffix('.png'), events=true.events)
-            count += 1
-        return {'clips': float(count)}
+        return distrib.from_rank_zero(lambda: {'clips': float(len(pairs))})
 
     def on_results(self, stage: str) -> None:
         """Write the page of this XP."""
         self.logger.info('Page: %s', write_page(self.folder, signature=self.xp.sig, delta=list(self.xp.argv)))
+
+
+def _score(metrics: list[Metric], pairs: list[tuple[Clip, Clip]]) -> Metrics:
+    results: Metrics = {}
+    for metric in metrics:
+        metric.reset()
+        metric.update([made for made, _ in pairs], [true for _, true in pairs])
+        results |= metric.compute()
+    return results
 
 
 def _digest(loader: AudioLoader) -> str:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from .. import distrib
+from ..data.sampler import Part, share
 from ..utils.errors import UserError
 from ..utils.random import seed_all, seed_of
 
@@ -35,8 +37,8 @@ def _cut(batch: tp.Any, start: int, stop: int) -> tp.Any:
         return type(batch)(_cut(part, start, stop) for part in batch)
     if isinstance(batch, (list, tuple)):
         return batch[start:stop]
-    raise UserError(f'optim.accumulate > 1 needs batches that can be cut, and a {type(batch).__name__} has no '
-                    '`slice(start, stop)`. Give it one, or use optim.accumulate=1.')
+    raise UserError(f'optim.accumulate > 1, and several processes, need batches that can be cut, and a '
+                    f'{type(batch).__name__} has no `slice(start, stop)`. Give it one.')
 
 
 def micro_batches(batch: tp.Any, count: int) -> list[tp.Any]:
@@ -49,6 +51,26 @@ def micro_batches(batch: tp.Any, count: int) -> list[tp.Any]:
                         'dataset.batch_size that it divides.')
     step = size // count
     return [_cut(batch, start, start + step) for start in range(0, size, step)]
+
+
+def reads_own_part(loader: tp.Any) -> bool:
+    """Whether a loader reads only what is for this process: one with `world_size`, or with a distributed sampler."""
+    sharded = getattr(loader, 'world_size', 1) == distrib.world_size()
+    return sharded or hasattr(getattr(loader, 'sampler', None), 'num_replicas')
+
+
+def own_part(loader: tp.Any, batch: tp.Any) -> tuple[tp.Any, Part]:
+    """What of a loader's batch is for this process, and which part of the global batch that is.
+
+    A loader that knows nothing of processes gives the whole batch to each of them, and it is cut here.
+    """
+    size = size_of(batch)
+    if not distrib.is_distributed():
+        return batch, Part(size)
+    if reads_own_part(loader):
+        return batch, getattr(batch, 'part', None) or Part(size * distrib.world_size(), size * distrib.rank())
+    low, high, part = share(size, distrib.rank(), distrib.world_size())
+    return _cut(batch, low, high), part
 
 
 def _cpu_states() -> tuple[tp.Any, tp.Any, torch.Tensor]:
@@ -82,14 +104,15 @@ class Feed:
     Args:
         loader: the train loader.
         seed (int): seed of the run.
-        rank (int): processes get different streams.
         update (int): updates done, for loaders with `iterate`.
         position (dict or None): what `state_dict` returned, for the others.
     """
 
-    def __init__(self, loader: tp.Any, *, seed: int, rank: int = 0, update: int = 0,
+    def __init__(self, loader: tp.Any, *, seed: int, update: int = 0,
                  position: tp.Mapping[str, int] | None = None) -> None:
-        self.loader, self.seed, self.rank = loader, seed, rank
+        self.loader, self.seed = loader, seed
+        # Processes that all read the whole batch must draw alike; those that read a part of their own must not.
+        self.stream = distrib.rank() if reads_own_part(loader) else 0
         self.numbered = hasattr(loader, 'iterate')
         self.passes, self.offset = 0, 0
         self._iterator: tp.Iterator[tp.Any] | None = loader.iterate(update) if self.numbered else None
@@ -123,7 +146,7 @@ class Feed:
     def _open(self) -> None:
         """Start a pass, with everything that draws its order seeded by (seed, pass)."""
         with self._own_randomness():
-            seed_all(self.seed, 'data', self.rank, self.passes, cuda=False)
+            seed_all(self.seed, 'data', self.stream, self.passes, cuda=False)
             reseed(self.loader, self.seed, self.passes)
             self._iterator = iter(self.loader)
         self.offset = 0

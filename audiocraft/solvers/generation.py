@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from .. import distrib
 from ..data.samples import Clip, SampleWriter, read_clip
 from ..data.store_dataset import Batch
 from ..features.controls import Conditions, Control
@@ -60,23 +61,22 @@ class GenerationSolver(base.StandardSolver):
     def evaluate(self) -> dict[str, tp.Any]:
         """Losses and metrics on `dset.evaluate`; the same metrics under each control; the ceiling of the codec."""
         results = dict(self.common_train_valid('evaluate'))
-        metrics = self.build_metrics()
-        if not metrics:
+        if not self.cfg.evaluate.metrics:
             return results
         batches = list(self.batches('evaluate'))
         references = self.references('evaluate', [i for batch in batches for i in batch.ids])
-        generated = self.generated_clips(batches)
-        results |= score(metrics, generated, references)
-        controls = {name: metrics[name] for name in self.cfg.evaluate.control_metrics if name in metrics}
+        self.metrics = self.build_metrics() if distrib.is_rank_zero() else {}
+        results |= self.scores(self.generated_clips(batches), references, self.cfg.evaluate.metrics)
+        controls = [name for name in self.cfg.evaluate.control_metrics if self.cfg.evaluate.metrics.get(name)]
         if any(references) and controls:
-            known = [clip for clip in references if clip is not None]
-            results |= prefixed('ceiling', score(controls, self.reconstructions(known), known))
+            known = [clip for clip in references if clip is not None and distrib.is_rank_zero()]
+            results |= prefixed('ceiling', self.scores(self.reconstructions(known), known, controls))
             for name, node in self.cfg.evaluate.controls.items():
                 results |= self.run_control(name, build(node), batches, references, controls)
         return results
 
     def run_control(self, name: str, control: Control, batches: list[Batch], references: list[Clip | None],
-                    metrics: dict[str, Metric]) -> dict[str, tp.Any]:
+                    metrics: tp.Iterable[str]) -> dict[str, tp.Any]:
         """Scores of what is generated from changed pictures or words, against the truth of the pictures.
 
         Where words came from another clip, the scores against the clip of the words come too (`.../of_caption`).
@@ -87,11 +87,17 @@ class GenerationSolver(base.StandardSolver):
             changed.append(self.online.replace(batch, items[start:start + len(batch)]))
             start += len(batch)
         generated = self.generated_clips(changed)
-        results = score(metrics, generated, references)
+        results = self.scores(generated, references, metrics)
         if all(x.caption_of not in ('', x.id) for x in items):
             by_id = {clip.id: clip for clip in references if clip is not None}
-            results |= prefixed('of_caption', score(metrics, generated, [by_id.get(x.caption_of) for x in items]))
+            of_caption = [by_id.get(x.caption_of) for x in items]
+            results |= prefixed('of_caption', self.scores(generated, of_caption, metrics))
         return prefixed(name, results)
+
+    def scores(self, generated: Clips, references: References, names: tp.Iterable[str]) -> dict[str, tp.Any]:
+        """Each metric's results over all clips; process 0 computes them for all."""
+        return distrib.from_rank_zero(lambda: score({name: self.metrics[name] for name in names
+                                                     if name in self.metrics}, generated, references))
 
     def build_metrics(self) -> dict[str, Metric]:
         metrics = {name: build(node) for name, node in (self.cfg.evaluate.metrics or {}).items() if node}
@@ -107,15 +113,19 @@ class GenerationSolver(base.StandardSolver):
     def generate(self) -> dict[str, float]:
         """Sound for the clips of `dset.generate`: wav, mp4 where there is a video, spectrogram, JSON; then the page."""
         batches = list(self.batches('generate'))
-        references = self.references('generate', [i for batch in batches for i in batch.ids])
-        writer = SampleWriter(self.folder / 'generate' / str(self.update))
         clips = self.generated_clips(batches)
+        if distrib.is_rank_zero():
+            self.write_samples(clips, self.references('generate', [i for batch in batches for i in batch.ids]))
+        return {'clips': float(sum(len(batch) for batch in batches))}
+
+    def write_samples(self, clips: Clips, references: list[Clip | None]) -> None:
+        """Write what was generated beside the truth."""
+        writer = SampleWriter(self.folder / 'generate' / str(self.update))
         for clip, reference in zip(clips, references):
             written = writer.add(clip, reference=reference, seed=self.cfg.seed, checkpoint=self.checkpoint_name,
                                  update=self.update)
             plots.spectrogram_png(clip.audio, clip.sample_rate, written.with_suffix('.png'),
                                   events=reference.events if reference else None)
-        return {'clips': float(len(clips))}
 
     def on_results(self, stage: str) -> None:
         page = write_page(self.folder, signature=self.xp.sig, delta=list(self.xp.argv))
@@ -129,14 +139,16 @@ class GenerationSolver(base.StandardSolver):
             yield batch.clone()
 
     def generated_clips(self, batches: list[Batch]) -> Clips:
-        clips: Clips = []
-        for batch in batches:
-            self.check_stop()
+        """What the model generates for all batches, which the processes share out; process 0 gets all clips."""
+        own: dict[int, torch.Tensor] = {}
+        for number, batch in self.share_batches(batches):
             with torch.no_grad(), self.autocast():
                 wav = self.generate_audio(batch.to(self.device)).float().cpu()
-            clips += [Clip(id=i, audio=x, sample_rate=self.codec.sample_rate, caption=c)
-                      for i, c, x in zip(batch.ids, batch.captions, wav)]
-        return clips
+            if number >= 0:
+                own[number] = wav
+        made = {number: wav for part in distrib.gather(own, everywhere=False) for number, wav in part.items()}
+        return [Clip(id=i, audio=x, sample_rate=self.codec.sample_rate, caption=c) for number in sorted(made)
+                for i, c, x in zip(batches[number].ids, batches[number].captions, made[number])]
 
     def references(self, stage: str, ids: list[str]) -> list[Clip | None]:
         """The true clips of `dset.<stage>.media`, None where there is none."""

@@ -3,20 +3,24 @@
 import math
 import time
 import typing as tp
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import torch
 
 from .. import distrib
+from ..data.sampler import Part
 from ..utils.averager import Averager
 from ..utils.config import suggest
 from ..utils.errors import UserError
 from ..utils.random import fork_rng
 from ..utils.signals import Stopped
-from .feed import Feed, micro_batches, reseed, size_of
+from . import commands
+from .control import Command
+from .feed import Feed, micro_batches, own_part, reseed, size_of
 from .results import LATER_STAGES, Metrics
 from .resumable import Resumable
-from .setup import best_metric_name
+from .setup import best_metric_name, check_same_length
+from .state import merged
 
 SINGLE_STAGES = ('valid', 'evaluate', 'generate')
 
@@ -63,6 +67,8 @@ class Loop(Resumable):
             self._results.rewind(self.update)
             self._publish_history()
             self._open_reporter()
+            if len(self.history) < self.epochs:
+                self._status('running')
             worked = bool(self.history) and not self._in_epoch and self._run_later_stages()
             while len(self.history) < self.epochs:
                 self.run_epoch()
@@ -77,6 +83,7 @@ class Loop(Resumable):
             self.run_stage('valid', self.valid)
             self._update_best(self._pending_metrics['valid'])
         self.commit()
+        self._status('running')
         self._run_later_stages()
 
     def run_one_stage(self, stage_name: str) -> Metrics:
@@ -102,7 +109,8 @@ class Loop(Resumable):
     def run_stage(self, stage_name: str, method: tp.Callable, *args: tp.Any, **kwargs: tp.Any) -> Metrics:
         """Run one stage; all but train without gradients and with fixed seeds, apart from the draws of training."""
         training = stage_name == 'train'
-        begin, self._draw_calls, self._rows = time.perf_counter(), 0, None
+        self.watchdog.beat(f'the start of {stage_name}')
+        begin, self._draw_batch, self._draw_calls, self._rows = time.perf_counter(), 0, 0, None
         self._current_stage, self._current_formatter = stage_name, self.get_formatter(stage_name)
         apart = nullcontext() if training else fork_rng(self.seed, stage_name, distrib.rank())
         try:
@@ -115,6 +123,7 @@ class Loop(Resumable):
         finally:
             self._current_stage = self._current_formatter = None
             self.is_training = False
+        self.watchdog.beat(f'the end of {stage_name}')
         return metrics
 
     def should_run_stage(self, stage_name: str) -> bool:
@@ -128,6 +137,7 @@ class Loop(Resumable):
         try:
             for stage in LATER_STAGES:
                 if self.should_run_stage(stage) and not self._results.is_done(stage, self.update):
+                    self._writer.wait()  # results never belong to an epoch that is not on disk
                     with self.swap_best_state():
                         metrics = self.run_stage(stage, getattr(self, stage))
                     self._keep_results(stage, metrics)
@@ -142,7 +152,23 @@ class Loop(Resumable):
             self._results.write(stage, self.update, epoch=self.epoch, whole_epoch=not self._in_epoch,
                                 weights=self.checkpoint_name, metrics=metrics)
         self._publish_history()
-        self.on_results(stage)
+        if distrib.is_rank_zero():
+            self.on_results(stage)
+
+    @contextmanager
+    def interlude(self) -> tp.Iterator[None]:
+        """Within the context another stage may be run between two updates; training goes on as if it had not been."""
+        names = ('_current_stage', '_current_formatter', 'is_training', '_rows', '_draw_batch', '_draw_calls')
+        before = {name: getattr(self, name) for name in names}
+        modes = [(part, part.training) for module in self.modules.values() for part in module.modules()]
+        pending = dict(self._pending_metrics)
+        try:
+            yield
+        finally:
+            vars(self).update(before)
+            self._pending_metrics = pending
+            for part, training in modes:
+                part.training = training
 
     # -- updates -----------------------------------------------------------------------------------------------------
 
@@ -162,8 +188,8 @@ class Loop(Resumable):
         line = self._line(total, progress.done)
         try:
             while progress.done < total:
-                batch = line.wait(self._train_feed())
-                metrics = self._step(progress.done, batch, progress.mean, progress.window)
+                batch, part = own_part(self.dataloaders['train'], line.wait(self._train_feed()))
+                metrics = self._step(progress.done, batch, part, progress.mean, progress.window)
                 self.update += 1
                 progress.done += 1
                 if self.ema is not None:
@@ -174,39 +200,44 @@ class Loop(Resumable):
                 self._after_update()
         finally:
             line.close()
-        return progress.mean.compute()
+        return merged(progress.mean).compute()
 
     def _one_pass(self, split: str) -> Metrics:
         loader = self.dataloaders.get(split)
         if loader is None:
             raise UserError(f'There is no loader for {split}: set self.dataloaders["{split}"] in build_dataloaders.')
+        check_same_length(loader, split)
         reseed(loader, self.seed, 0)
         mean = Averager()
         line = self._line(len(loader) if hasattr(loader, '__len__') else None, 0)
         try:
             for idx, batch in enumerate(loader):
-                self._step(idx, batch, mean)
+                self._step(idx, *own_part(loader, batch), mean)
+                self._draw_batch += 1
                 if line.step():
-                    line.line(self._formatted(mean.compute()))
+                    line.line(self._formatted(merged(mean).compute()))
                 self.check_stop()
         finally:
             line.close()
-        return {name: math.nan if name in mean.nonfinite else value for name, value in mean.compute().items()}
+        whole = merged(mean)
+        return {name: math.nan if name in whole.nonfinite else value for name, value in whole.compute().items()}
 
-    def _step(self, idx: int, batch: tp.Any, *averagers: Averager) -> Metrics:
-        """Run `run_step` on a batch, in micro-batches when training; return the metrics of the last one."""
-        size = size_of(batch)
-        start = distrib.rank() * size
+    def _step(self, idx: int, batch: tp.Any, part: Part, *averagers: Averager) -> Metrics:
+        """Run `run_step` on our part of a batch, in micro-batches when training; return the metrics of the last one."""
+        pieces = micro_batches(batch, self.accumulate if self.is_training else 1)
+        start = part.start
         metrics: Metrics = {}
-        for piece in micro_batches(batch, self.accumulate if self.is_training else 1):
-            self._rows = (size * distrib.world_size(), start)
-            self._draw_calls = 0 if self.is_training else self._draw_calls
+        for number, piece in enumerate(pieces, 1):
+            self._rows, self._draw_calls = (part.total, start), 0
             metrics = {}
-            returned = self.run_step(idx, piece, metrics)
+            # Gradients travel once per update, with the last micro-batch.
+            waiting = distrib.no_sync(self.modules.values()) if number < len(pieces) else nullcontext()
+            with waiting:
+                returned = self.run_step(idx, piece, metrics)
             metrics = metrics if returned is None else returned
             items = size_of(piece)
             for averager in averagers:
-                averager.update(metrics, items)
+                averager.update(metrics, 0 if part.padding else items)
             start += items
         return metrics
 
@@ -215,7 +246,8 @@ class Loop(Resumable):
         self._progress.skipped = self._progress.skipped + 1 if metrics.get('skipped') else 0
         if self._progress.skipped:
             limit = self.cfg.max_skipped
-            names = ', '.join(map(str, getattr(batch, 'ids', None) or [f'batch {self.update - 1}']))
+            own = [str(name) for name in getattr(batch, 'ids', None) or [f'batch {self.update - 1}']]
+            names = ', '.join(dict.fromkeys(name for ids in distrib.gather(own) for name in ids))
             self.logger.warning('Update %d was skipped: its loss or gradient is not finite (%s).', self.update, names)
             if limit and self._progress.skipped >= limit:
                 raise UserError(f'{self._progress.skipped} updates in a row were skipped, up to update {self.update}: '
@@ -224,18 +256,41 @@ class Loop(Resumable):
 
     def _train_feed(self) -> Feed:
         if self._feed is None:
-            self._feed = Feed(self.dataloaders['train'], seed=self.seed, rank=distrib.rank(), update=self.update,
+            self._feed = Feed(self.dataloaders['train'], seed=self.seed, update=self.update,
                               position=self._feed_position)
         return self._feed
 
+    # -- between two updates, or two batches -------------------------------------------------------------------------
+
     def _after_update(self) -> None:
+        self.watchdog.beat(f'update {self.update}')
+        self._writer.check()
+        for command in self._heard():
+            commands.execute(self, command)
         if self._save_asked or (self.save_every and self.update % self.save_every == 0):
             self._write_checkpoint()
-        self.check_stop()
+        self._leave_if_asked()
 
     def check_stop(self) -> None:
-        """Leave the stage if a stop was asked for; loops of a task call it between batches."""
-        if distrib.agree(self.stop.requested is not None):
+        """Leave the stage if a stop was asked for, and hear commands; loops of a task call it between batches."""
+        self.watchdog.beat(f'{self.current_stage} after update {self.update}')
+        for command in self._heard():
+            commands.execute_in_stage(self, command)
+        self._leave_if_asked()
+
+    def _heard(self) -> list[Command]:
+        """The commands that are due; all processes learn of them, and of a signal that one of them got."""
+        texts = self.control.poll()
+        if distrib.agree(bool(texts) or self.stop.requested is not None):
+            everyone = distrib.gather((self.stop.requested, texts))
+            for signal_name, _ in everyone:
+                if signal_name is not None:
+                    self.stop.request(signal_name)
+            texts = everyone[0][1]
+        return self.control.accept(texts, self.update) if texts or self.control.due(self.update) else []
+
+    def _leave_if_asked(self) -> None:
+        if self.stop.requested is not None:
             raise Stopped
 
     # -- best and average --------------------------------------------------------------------------------------------

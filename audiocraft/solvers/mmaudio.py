@@ -2,7 +2,7 @@
 
 import torch
 
-from .. import optim
+from .. import distrib, optim
 from ..data.loaders import build_loader
 from ..data.store_dataset import Batch
 from ..flow import path, samplers
@@ -19,8 +19,11 @@ class MMAudioSolver(GenerationSolver):
     def build_dataloaders(self) -> None:
         stages = [self.cfg.execute_only] if self.cfg.execute_only else STAGES
         for stage in dict.fromkeys([*stages, 'train']):  # dims and latent statistics come from the training store
+            # In evaluate and generate the processes share out whole batches.
+            world_size = distrib.world_size() if stage in ('train', 'valid') else 1
             self.dataloaders[stage] = build_loader(self.cfg.dset[stage], self.cfg.dataset, stage=stage,
-                                                   seed=self.cfg.seed)
+                                                   seed=self.cfg.seed, rank=distrib.rank() % world_size,
+                                                   world_size=world_size)
         self.data = self.dataloaders['train'].mixture
         self.facts = dict(self.data.facts)  # in checkpoints: which extractors and codec belong to the model
         self.register_stateful('facts')
@@ -29,7 +32,7 @@ class MMAudioSolver(GenerationSolver):
         mean, std = self.data.latent_stats()
         model = build(self.cfg.model, **sizes(self.data.keys), latent_mean=mean.tolist(), latent_std=std.tolist(),
                       empty_string_feat=self.empty_text())
-        self.model = self.compile(model.to(self.device))
+        self.model = self.prepare(model)
         self.optimizer = optim.build_optimizer(self.model.parameters(), self.cfg.optim)
         self.schedule = optim.build_lr_scheduler(self.optimizer, self.cfg.schedule, self.total_updates)
         self.updater = self.build_updater(self.model.parameters(), self.optimizer, self.schedule)

@@ -1,25 +1,34 @@
 """What a solver holds, how it is saved and found again, and what it reports."""
 
+import copy
 import functools
 import time
 import typing as tp
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from pathlib import Path
 
 import flashy
 import omegaconf
 from torch import nn
 
 from .. import distrib
+from ..launch.slurm import requeue_after_save
 from ..utils.averager import Averager
-from ..utils.checkpoint import load_latest, save_checkpoint
+from ..utils.checkpoint import Checkpoint, load_latest, read_checkpoint
+from ..utils.checkpoint_writer import CheckpointWriter
 from ..utils.config import to_plain, to_yaml
 from ..utils.lock import XPLock
 from ..utils.logging import ProgressLine
-from ..utils.random import rng_state, set_rng_state
+from ..utils.random import rng_state, seed_all, set_rng_state
+from ..utils.secrets import hide_config
 from ..utils.signals import StopFlag, Stopped
+from ..utils.status import write_status
+from ..utils.watchdog import Watchdog
 from . import state as states
+from .control import Control
 from .feed import Feed
 from .results import Metrics, Reporter, StageResults, write_history
+from .setup import best_metric_name
 
 
 class Resumable(flashy.BaseSolver):
@@ -38,17 +47,21 @@ class Resumable(flashy.BaseSolver):
         self.best = states.BestState()
         self.ema: tp.Any = None
         self.stop = StopFlag()
+        self.control = Control(self.folder, listen=distrib.is_rank_zero())
+        self.watchdog = Watchdog(self.folder, distrib.rank(), cfg.watchdog.timeout)
+        self._writer = CheckpointWriter(self.folder / 'checkpoints', asynchronous=cfg.checkpoint.asynchronous,
+                                        keep_last=cfg.checkpoint.keep_last, keep_every=cfg.checkpoint.keep_every)
         self._progress = states.Progress()
         self._results = StageResults(self.folder)
-        self._config_text = to_yaml(cfg)
+        self._config_text = to_yaml(hide_config(to_plain(cfg)))
         self._reporter: Reporter | None = None
         self._feed: Feed | None = None
         self._feed_position: dict[str, int] | None = None
-        self._alone = self._committed = self._save_asked = False
+        self._alone = self._committed = self._save_asked = self._working = False
         self._saved: tp.Any = None  # the point at which the last checkpoint was made
         self._began = time.perf_counter()
         self._rows: tuple[int, int] | None = None  # size of the global batch, first row of the micro-batch
-        self._draw_calls = 0
+        self._draw_batch = self._draw_calls = 0
 
     @property
     def epoch(self) -> int:
@@ -92,18 +105,25 @@ class Resumable(flashy.BaseSolver):
             self._save_asked = True
 
     def _write_checkpoint(self) -> None:
-        models, state = states.collect(self)
+        """Begin to write a checkpoint; all processes call it at the same update."""
         progress = self._progress.state_dict()
         if self._current_stage == 'train':
             progress['seconds'] += time.perf_counter() - self._began
-        state |= {'progress': progress, 'pending': self._pending_metrics,
-                  'feed': self._feed_position if self._feed is None else self._feed.state_dict()}
+        ranks = distrib.gather({**rng_state(), **self._progress.means()}, everywhere=False)
+        if distrib.is_rank_zero() or states.is_cut(self):
+            models, state = states.collect(self)
         if distrib.is_rank_zero():
-            keep = self.cfg.checkpoint
-            save_checkpoint(self.folder / 'checkpoints', self.update, models=models, state=state,
-                            config=self._config_text, rank_states={distrib.rank(): rng_state()},
-                            keep_last=keep.keep_last, keep_every=keep.keep_every)
+            feed = self._feed_position if self._feed is None else self._feed.state_dict()
+            state |= {'progress': progress, 'pending': self._pending_metrics, 'feed': feed,
+                      'control': self.control.state_dict()}
+            self._writer.save(self.update, models=models, state=state, config=self._config_text,
+                              rank_states=dict(enumerate(ranks)))
         self._save_asked, self._saved = False, self._point()
+
+    def note(self, name: str, value: float) -> None:
+        """Keep in the history of this epoch, and in `metrics.jsonl`, that a person changed something."""
+        self._pending_metrics.setdefault('control', {}).update({name: value, f'{name}_update': self.update})
+        self._report('command', {name: value})
 
     def commit(self, save_checkpoint: bool = True) -> None:
         """End the epoch: its metrics enter the history, a checkpoint is written, then `history.json`."""
@@ -122,7 +142,7 @@ class Resumable(flashy.BaseSolver):
         Raises:
             UserError: there are checkpoints but none is whole, or (with `check`) something changed.
         """
-        checkpoint = load_latest(self.folder / 'checkpoints', set_aside=self._alone)
+        checkpoint = self._newest_checkpoint()
         if checkpoint is None:
             self.history.clear()
             return False
@@ -130,15 +150,34 @@ class Resumable(flashy.BaseSolver):
             states.check_config(checkpoint, self.cfg, self.xp.dora.is_excluded, self.cfg.allow_config_change)
             states.check_data(checkpoint, self._facts_of_data, partial=bool(self.cfg.execute_only))
         states.restore(self, checkpoint)
-        self._progress.load_state_dict(checkpoint.state['progress'])
-        self._pending_metrics = dict(checkpoint.state['pending'])
-        self._feed, self._feed_position = None, checkpoint.state['feed']
-        if distrib.rank() in checkpoint.rank_states:
-            set_rng_state(checkpoint.rank_states[distrib.rank()])
+        self._restore_progress(checkpoint)
         self._results.add_to(self.history)
         self._saved = self._point()
         self.logger.info('Restored %s: epoch %d, update %d.', checkpoint.path, self.epoch, self.update)
         return True
+
+    def _newest_checkpoint(self) -> Checkpoint | None:
+        """The checkpoint that process 0 chooses; it alone sets damaged ones aside."""
+        found: list[Checkpoint | None] = []
+
+        def choose() -> str | None:
+            found.append(load_latest(self.folder / 'checkpoints', set_aside=self._alone))
+            return None if found[0] is None else str(found[0].path)
+        path = distrib.from_rank_zero(choose)
+        return found[0] if found else None if path is None else read_checkpoint(Path(path))
+
+    def _restore_progress(self, checkpoint: Checkpoint) -> None:
+        """Continue means, position and random generators, with as many processes as before or another number."""
+        state, ranks = checkpoint.state, checkpoint.rank_states
+        own = ranks.get(distrib.rank(), {}) if len(ranks) == distrib.world_size() else {}
+        self._progress.load_state_dict(state['progress'], own if 'mean' in own else None)
+        self._pending_metrics = dict(state['pending'])
+        self._feed, self._feed_position = None, state['feed']
+        self.control.load_state_dict(state.get('control') or self.control.state_dict())
+        if own:
+            set_rng_state(own)
+        else:
+            seed_all(self.seed, 'train', distrib.rank(), self.update)
 
     def data_facts(self) -> dict[str, tp.Any]:
         """What tells this data from other data (plain values by stage); recorded, and compared when a run resumes."""
@@ -165,31 +204,60 @@ class Resumable(flashy.BaseSolver):
 
     @contextmanager
     def _running(self) -> tp.Iterator[None]:
-        """Hold the lock of the XP and listen to signals; a stop saves what is not saved and ends the process."""
-        with XPLock(self.folder) if distrib.is_rank_zero() else nullcontext(), self.stop:
-            self._alone = True
-            try:
-                yield
-            except Stopped:
-                self._save_and_exit()
-            finally:
-                self._alone = self._committed = False
-                self._close()
+        """Hold the lock of the XP and listen to signals and commands; a stop saves what is not saved and ends."""
+        lock = XPLock(self.folder)
+        distrib.from_rank_zero(lock.acquire)
+        self._alone = True
+        state = 'failed'
+        try:
+            with self.stop, self.watchdog, self.control:
+                try:
+                    yield
+                    self._writer.wait()
+                    state = 'finished' if len(self.history) >= self.epochs else 'stopped'
+                except Stopped:
+                    self._save()
+                    state = 'stopped'
+                    self._exit()
+        finally:
+            self._alone = self._committed = False
+            self._close()
+            if self._working:
+                self._status(state)
+            if distrib.is_rank_zero():
+                lock.release()
 
-    def _save_and_exit(self) -> tp.NoReturn:
-        signal_name = self.stop.requested or 'a stop'
+    def _save(self) -> None:
+        """Save what is not saved yet, and wait until all of it is on disk."""
         if self._saved != self._point():
             self._write_checkpoint()
+        self._writer.wait()
+        distrib.barrier()
+
+    def _exit(self) -> tp.NoReturn:
+        signal_name = self.stop.requested or 'a stop'
         self.logger.info('Stopped by %s after update %d, which is saved: the same command goes on from there.',
                          signal_name, self.update)
         self.on_stop(signal_name)
+        if distrib.is_rank_zero():
+            requeue_after_save(signal_name, self.stop.previous)
         raise SystemExit(self.stop.exit_code)
+
+    def _status(self, state: str) -> None:
+        """Tell people and tools how far this XP is."""
+        self._working = state == 'running'
+        if distrib.is_rank_zero():
+            best = None if self.best.states is None else {
+                'metric': best_metric_name(self), 'score': self.best.score, 'update': self.best.update,
+                'epoch': self.best.epoch}
+            write_status(self.folder, state=state, epoch=len(self.history), epochs=self.epochs, update=self.update,
+                         best=best, world_size=distrib.world_size())
 
     def on_stop(self, signal_name: str) -> None:
         """Called after a run that was asked to stop has saved itself, before the process ends."""
 
     def on_results(self, stage_name: str) -> None:
-        """Called after the results of a single stage, or of evaluate and generate, were written."""
+        """Called on process 0 after the results of a single stage, or of evaluate and generate, were written."""
 
     def _close(self) -> None:
         if self._feed is not None:
@@ -199,19 +267,21 @@ class Resumable(flashy.BaseSolver):
         if self._reporter is not None:
             self._reporter.close()
             self._reporter = None
+        self._writer.finish()
 
     # -- reports -----------------------------------------------------------------------------------------------------
 
     def _publish_history(self) -> None:
         self._results.add_to(self.history)
         if distrib.is_rank_zero() and self.history:
-            write_history(self.xp.history, self.history)
+            history = copy.deepcopy(self.history)
+            self._writer.afterwards(lambda: write_history(self.xp.history, history))
 
     def _open_reporter(self) -> None:
         if distrib.is_rank_zero():
             node = self.cfg.logging
             self._reporter = Reporter(self.folder, self.xp.sig, update=self.update, is_past=self._is_past,
-                                      config=to_plain(self.cfg), tensorboard=node.tensorboard, wandb=node.wandb,
+                                      config=hide_config(to_plain(self.cfg)), tensorboard=node.tensorboard, wandb=node.wandb,
                                       wandb_mode=node.wandb_mode, wandb_project=node.wandb_project)
 
     def _is_past(self, entry: dict[str, tp.Any]) -> bool:
@@ -226,6 +296,10 @@ class Resumable(flashy.BaseSolver):
         if self._reporter is not None:
             self._reporter.add(kind, self.current_stage, epoch=self.epoch, update=self.update, metrics=metrics, **facts)
 
+    def described(self, metrics: Metrics) -> dict[str, str]:
+        """Metrics as text, as they are printed."""
+        return {name: f'{value:.4g}' if isinstance(value, float) else str(value) for name, value in metrics.items()}
+
     def _formatted(self, metrics: Metrics) -> dict[str, str]:
         """Metrics as text; what is not a number (None: skipped) is printed as it is."""
         numbers = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
@@ -239,7 +313,7 @@ class Resumable(flashy.BaseSolver):
 
     def _report_line(self, line: ProgressLine) -> None:
         """Log the means since the line before; this is where the metrics leave the device."""
-        metrics = self._progress.window.compute()
+        metrics = states.merged(self._progress.window).compute()
         self._progress.window = Averager()
         facts = line.line(self._formatted(metrics))
         self._report('step', metrics, **facts)

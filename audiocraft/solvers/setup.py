@@ -52,6 +52,25 @@ def best_metric_name(solver: tp.Any) -> str | None:
     return value() if callable(value) else value
 
 
+def check_same_length(loader: tp.Any, stage: str) -> None:
+    """Refuse loaders that give the processes different numbers of batches: they would wait for each other for ever."""
+    lengths = distrib.gather(len(loader) if hasattr(loader, '__len__') else 0)
+    if len(set(lengths)) > 1:
+        raise UserError(f'The loader of {stage} has {", ".join(map(str, lengths))} batches on the processes, where all '
+                        'must have the same number. Give the loader all of the data: its batches are shared out.')
+
+
+def check_batch_size(cfg: tp.Any, stage: str = 'train') -> None:
+    """Refuse a batch that does not fall into equal parts over processes and micro-batches."""
+    dataset = cfg.get('dataset') or {}
+    size = (dataset.get(stage) or {}).get('batch_size') or dataset.get('batch_size')
+    parts = distrib.world_size() * int(cfg.optim.accumulate)
+    if size and size % parts:
+        raise UserError(f'dataset.batch_size={size} counts the items of one update over all processes: it must be a '
+                        f'multiple of {parts} ({distrib.world_size()} processes x optim.accumulate='
+                        f'{cfg.optim.accumulate}).')
+
+
 def describe_modules(modules: tp.Mapping[str, nn.Module]) -> str:
     """Return one line for each module and each of its direct parts: class, parameters in millions, memory."""
     lines = []

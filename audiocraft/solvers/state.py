@@ -9,12 +9,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from .. import distrib
 from ..environment import resolve_path
 from ..models.loaders import find_checkpoint, is_published
+from ..optim import optimizer_state
 from ..utils.averager import Averager
 from ..utils.checkpoint import Checkpoint, State, read_tensors
 from ..utils.config import diff, from_yaml, to_plain
 from ..utils.errors import UserError
+from ..utils.secrets import hide_config
 
 logger = logging.getLogger(__name__)
 
@@ -50,24 +53,53 @@ class Progress:
     mean: Averager = field(default_factory=Averager)
     window: Averager = field(default_factory=Averager)
 
-    def state_dict(self) -> dict[str, tp.Any]:
-        """Return plain numbers."""
-        return {'done': self.done, 'seconds': self.seconds, 'skipped': self.skipped,
-                'mean': self.mean.state_dict(), 'window': self.window.state_dict()}
+    def means(self) -> dict[str, tp.Any]:
+        """Return the means of this process, as plain numbers."""
+        return {'mean': self.mean.state_dict(), 'window': self.window.state_dict()}
 
-    def load_state_dict(self, state: tp.Mapping[str, tp.Any]) -> None:
-        """Go on from what `state_dict` returned."""
+    def state_dict(self) -> dict[str, tp.Any]:
+        """Return plain numbers, with the means over all processes. All must ask for it."""
+        return {'done': self.done, 'seconds': self.seconds, 'skipped': self.skipped,
+                'mean': merged(self.mean).state_dict(), 'window': merged(self.window).state_dict()}
+
+    def load_state_dict(self, state: tp.Mapping[str, tp.Any], own: tp.Mapping[str, tp.Any] | None = None) -> None:
+        """Go on from what `state_dict` returned.
+
+        Args:
+            state (dict): of all processes.
+            own (dict or None): `means()` of this process; None: their number has changed, and process 0 takes all.
+        """
         self.done, self.seconds, self.skipped = state['done'], state['seconds'], state['skipped']
-        self.mean.load_state_dict(state['mean'])
-        self.window.load_state_dict(state['window'])
+        for name, averager in (('mean', self.mean), ('window', self.window)):
+            sums = state[name] if own is None else own[name]
+            if own is None and not distrib.is_rank_zero():
+                sums = {metric: [0.] * len(values) for metric, values in sums.items()}
+            averager.load_state_dict(sums)
+
+
+def merged(averager: Averager) -> Averager:
+    """The means over all processes, which must ask for it together.
+
+    Raises:
+        UserError: they do not have the same metrics.
+    """
+    if not distrib.is_distributed():
+        return averager
+    return Averager.merged(distrib.gather(averager.state_dict()))
 
 
 def _copy(module: nn.Module) -> State:
-    return {key: tensor.detach().clone() for key, tensor in module.state_dict().items()}
+    return {key: distrib.local(tensor).detach().clone() for key, tensor in module.state_dict().items()}
+
+
+def _put(module: nn.Module, state: State) -> None:
+    """Load what each process holds of a state dict."""
+    module.load_state_dict({key: distrib.from_part(state[key], ours) for key, ours in module.state_dict().items()})
 
 
 def _full_precision(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy on the CPU, in fp32 at least: the best weights are what is evaluated and exported."""
+    """A copy of our part on the CPU, in fp32 at least: the best weights are what is evaluated and exported."""
+    tensor = distrib.local(tensor)
     dtype = torch.promote_types(tensor.dtype, torch.float32) if tensor.is_floating_point() else tensor.dtype
     return tensor.detach().to('cpu', dtype, copy=True)
 
@@ -77,7 +109,8 @@ class BestState:
 
     Attributes:
         modules (dict): the modules that are kept, by name.
-        states (dict or None): their weights, on the CPU and in fp32; None before the first score.
+        states (dict or None): their weights, on the CPU and in fp32 (of those that are cut over the processes, the part
+            of this one); None before the first score.
         score (float or None), update (int), epoch (int): of these weights.
     """
 
@@ -108,12 +141,18 @@ class BestState:
         """Within the context the modules hold the best weights; afterwards what they held before."""
         before = {name: _copy(module) for name, module in self.modules.items()}
         for name, state in (self.states or {}).items():
-            self.modules[name].load_state_dict(state)
+            _put(self.modules[name], state)
         try:
             yield
         finally:
             for name, state in before.items():
-                self.modules[name].load_state_dict(state)
+                _put(self.modules[name], state)
+
+    def full_states(self) -> dict[str, State]:
+        """Return the weights, whole. All processes must ask for them."""
+        live = {name: self.modules[name].state_dict() for name in self.states or {}}
+        return {name: {key: distrib.assemble(part, live[name][key]) for key, part in state.items()}
+                for name, state in (self.states or {}).items()}
 
     def state_dict(self) -> dict[str, tp.Any]:
         """Return everything but the weights."""
@@ -123,7 +162,10 @@ class BestState:
         """Take the best state out of a checkpoint."""
         names = {name: weights_name('best', name) for name in self.modules}
         if self.modules and all(file in models for file in names.values()):
-            self.states = {name: models[file] for name, file in names.items()}
+            live = {name: module.state_dict() for name, module in self.modules.items()}
+            self.states = {name: {key: distrib.part_like(tensor, live[name][key]).to('cpu')
+                                  for key, tensor in models[file].items() if key in live[name]}
+                           for name, file in names.items()}
             self.score, self.update, self.epoch = state['score'], state['update'], state['epoch']
 
 
@@ -141,14 +183,29 @@ def stateful_modules(stateful: tp.Any) -> dict[str, nn.Module]:
     return found
 
 
+def is_cut(solver: tp.Any) -> bool:
+    """Whether weights are cut over the processes, so that only all of them together can say what they are."""
+    return any(distrib.is_cut(param) for module in stateful_modules(solver.stateful).values()
+               for param in module.parameters())
+
+
+def _object_state(source: tp.Any, value: tp.Any) -> tp.Any:
+    return optimizer_state.full_state(value) if isinstance(value, torch.optim.Optimizer) else source.state_dict()
+
+
+def _registered(source: tp.Any) -> tp.Any:
+    """What was registered, behind Flashy's wrapper."""
+    return getattr(source.owner, source.name) if hasattr(source, 'owner') else source
+
+
 def collect(solver: tp.Any) -> tuple[dict[str, State], dict[str, tp.Any]]:
-    """Return the weights by file name, and the rest of a solver's state."""
+    """Return the weights by file name, and the rest of a solver's state; on all processes if weights are cut."""
     modules = stateful_modules(solver.stateful)
-    weights = {name: module.state_dict() for name, module in modules.items()}
+    weights = {name: distrib.full_state(module) for name, module in modules.items()}
     if solver.ema is not None:
         weights |= {weights_name('ema', name): state for name, state in solver.ema.averaged().items()}
-    weights |= {weights_name('best', name): state for name, state in (solver.best.states or {}).items()}
-    objects = {name: source.state_dict() for name, source in solver.stateful.sources.items()
+    weights |= {weights_name('best', name): state for name, state in solver.best.full_states().items()}
+    objects = {name: _object_state(source, _registered(source)) for name, source in solver.stateful.sources.items()
                if name not in modules and name not in NOT_OBJECTS}
     state = {
         'sig': solver.xp.sig, 'update': solver.update, 'history': solver.history,
@@ -168,7 +225,7 @@ def _load_into(module: nn.Module, state: State, where: str) -> None:
                 for what, names in (('missing', missing), ('unknown', unknown), ('of another shape', shapes)) if names]
     if problems:
         raise UserError(f'The weights in {where} do not fit the model: {"; ".join(problems)}.')
-    module.load_state_dict(state)
+    distrib.load_full_state(module, state)
 
 
 def restore(solver: tp.Any, checkpoint: Checkpoint) -> None:
@@ -184,8 +241,12 @@ def restore(solver: tp.Any, checkpoint: Checkpoint) -> None:
     for name, module in modules.items():
         _load_into(module, checkpoint.models[name], f'{checkpoint.path} ("{name}")')
     for name, value in state['objects'].items():
+        source = solver.stateful.sources[name]
         try:
-            solver.stateful.sources[name].load_state_dict(value)
+            if isinstance(_registered(source), torch.optim.Optimizer):
+                optimizer_state.load_full_state(_registered(source), value)
+            else:
+                source.load_state_dict(value)
         except (ValueError, KeyError, RuntimeError) as error:
             raise UserError(f'{checkpoint.path}: the state of "{name}" does not fit: {error}') from error
     if solver.ema is not None and state['ema'] is not None:
@@ -202,7 +263,7 @@ def check_config(checkpoint: Checkpoint, cfg: tp.Any, is_excluded: tp.Callable[[
     Raises:
         UserError: keys that count differ; each is named with both values.
     """
-    changes = [f'{key}: {old} -> {new}' for key, old, new in diff(from_yaml(checkpoint.config), to_plain(cfg))
+    changes = [f'{key}: {old} -> {new}' for key, old, new in diff(from_yaml(checkpoint.config), hide_config(to_plain(cfg)))
                if not is_excluded(key)]
     if not changes:
         return

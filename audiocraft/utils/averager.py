@@ -4,6 +4,8 @@ import typing as tp
 
 import torch
 
+from .errors import UserError
+
 Value = float | int | torch.Tensor
 
 
@@ -82,3 +84,20 @@ class Averager:
         """Go on from what `state_dict` returned."""
         self._pending.clear()
         self._sums = {name: [float(number) for number in sums] for name, sums in state.items()}
+
+    @classmethod
+    def merged(cls, states: tp.Sequence[tp.Mapping[str, tp.Sequence[float]]]) -> 'Averager':
+        """The mean over what several processes have seen, from the `state_dict` of each.
+
+        Raises:
+            UserError: they do not have the same metrics.
+        """
+        for number, state in enumerate(states):
+            if state.keys() != states[0].keys():
+                ours, theirs = sorted(states[0].keys() - state.keys()), sorted(state.keys() - states[0].keys())
+                raise UserError(f'The processes have different metrics: {", ".join(ours) or "none"} only on process 0, '
+                                f'{", ".join(theirs) or "none"} only on process {number}. run_step must fill the same '
+                                'names on all processes.')
+        whole = cls()
+        whole._sums = {name: [sum(parts) for parts in zip(*(state[name] for state in states))] for name in states[0]}
+        return whole

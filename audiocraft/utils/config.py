@@ -13,7 +13,6 @@ import typing as tp
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import Container, OmegaConf
-from torch import nn
 
 from .errors import UserError
 
@@ -207,6 +206,7 @@ def rebuild(build_cfg: tp.Mapping[str, tp.Any]) -> tp.Any:
 
     A checkpoint may come from a stranger: only `torch.nn.Module` classes that this package defines are made.
     """
+    from torch import nn  # here, so that commands which only read configs do not wait for it
     plain = to_plain(build_cfg)
     if not isinstance(plain, dict) or '_target_' not in plain:
         raise UserError('The checkpoint does not say how its model was built (no `_target_`).')

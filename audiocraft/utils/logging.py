@@ -10,6 +10,7 @@ import typing as tp
 from pathlib import Path
 
 from .files import write_atomic
+from .secrets import hide
 
 FORMAT = '[%(asctime)s][%(name)s][%(levelname)s] - %(message)s'
 _ESCAPES = re.compile(r'\x1b\[[0-9;?]*[A-Za-z]')
@@ -19,8 +20,16 @@ _handlers: list[logging.Handler] = []  # those of the last `setup_logging`
 _bars: set[int] = set()  # the bars that are drawn now; a log line has to wipe them first
 
 
-class PlainFormatter(logging.Formatter):
-    """Formatter for files: no colours or other escape codes, whoever put them into the message."""
+class SafeFormatter(logging.Formatter):
+    """Formatter that shows no secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line with `***` in the place of passwords and the like."""
+        return hide(super().format(record))
+
+
+class PlainFormatter(SafeFormatter):
+    """Formatter for files: no colours or other escape codes either, whoever put them into the message."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line without escape codes."""
@@ -49,7 +58,7 @@ def setup_logging(folder: str | Path, name: str = 'solver.log.0', level: str | i
         root.removeHandler(old)
         old.close()
     terminal, file = TerminalHandler(sys.stderr), logging.FileHandler(path, encoding='utf-8')
-    terminal.setFormatter(logging.Formatter(FORMAT, datefmt='%m-%d %H:%M:%S'))
+    terminal.setFormatter(SafeFormatter(FORMAT, datefmt='%m-%d %H:%M:%S'))
     file.setFormatter(PlainFormatter(FORMAT))
     _handlers[:] = [terminal, file]
     for handler in _handlers:

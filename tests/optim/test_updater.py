@@ -6,6 +6,7 @@ from torch import nn
 
 from audiocraft import optim
 from audiocraft.optim import schedules
+from audiocraft.utils.errors import UserError
 
 
 def setup(accumulate=1, max_norm=None, **kwargs):
@@ -79,23 +80,40 @@ def test_not_finite_is_skipped_and_counted(where):
     assert updater.skipped == 1 and updater.skipped_in_row == 0
 
 
-def test_other_processes_have_a_say():
-    model, updater = setup(agree=lambda finite: torch.zeros_like(finite))
+def test_other_processes_have_a_say(monkeypatch):
+    model, updater = setup()
     before = copy.deepcopy(model.state_dict())
+    monkeypatch.setattr('audiocraft.distrib.agree', lambda flag: True)
     assert updater(losses(model, torch.ones(2, 4)))['skipped'] == 1.
     assert torch.equal(before['weight'], model.weight)
 
 
-def test_scaler_overflows_back_off():
-    model, updater = setup(scaler=torch.amp.GradScaler('cpu', init_scale=1024.), max_norm=1.)
+def test_loss_scale_changes_nothing_but_backs_off():
+    scale = optim.LossScale(init=1024., min=256., max=2048., window=2)
+    model, updater = setup(loss_scale=scale, max_norm=1.)
     plain, update_plain = setup(max_norm=1.)
     x = torch.randn(6, 4)
-    scaled, norm = updater(losses(model, x))['grad_norm'], update_plain(losses(plain, x))['grad_norm']
-    torch.testing.assert_close(scaled, norm)
+    made, expected = updater(losses(model, x)), update_plain(losses(plain, x))
+    torch.testing.assert_close(made['grad_norm'], expected['grad_norm'])
     torch.testing.assert_close(model.weight, plain.weight)
+    assert made['loss_scale'] == 1024.
     assert updater(losses(model, x) * float('inf'))['skipped'] == 1.
-    assert updater.scaler.get_scale() == 512.
-    assert updater(losses(model, x))['skipped'] == 0.
+    assert updater(losses(model, x))['loss_scale'] == 512.
+    state = updater.state_dict()
+    again, other = setup(loss_scale=optim.LossScale(init=1024., min=256., max=2048., window=2))
+    other.load_state_dict(state)
+    assert other.loss_scale.state_dict() == scale.state_dict() == {'value': 512., 'good': 1, 'hits': 0}
+
+
+def test_loss_scale_stays_within_its_bounds():
+    scale = optim.LossScale(init=1024., min=512., max=2048., window=2)
+    for finite, value, hits in [(False, 512., 0), (False, 512., 1), (False, 512., 2), (True, 512., 2), (True, 1024., 2),
+                                (True, 1024., 2), (True, 2048., 2), (True, 2048., 2), (True, 2048., 2)]:
+        scale.update(finite)
+        assert (scale.value, scale.hits) == (value, hits)
+    for wrong in [{'min': 0.}, {'init': 1.}, {'max': 100.}, {'window': 0}]:
+        with pytest.raises(UserError):
+            optim.LossScale(**wrong)
 
 
 def test_average_steps_once_per_update():

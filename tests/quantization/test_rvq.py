@@ -1,11 +1,9 @@
 import copy
 import math
-import multiprocessing
-import os
-import socket
 
 import pytest
 import torch
+from processes import run_ranks
 from torch import nn
 from torch.nn import functional as F
 
@@ -445,40 +443,8 @@ def train_in_parts():
     return [{key: value.tolist() for key, value in module.state_dict().items()} for module in modules]
 
 
-def run_rank(rank, world, port, results):
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR='127.0.0.1',
-                      MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    distrib.init('gloo', timeout=120)
-    results.put((rank, train_in_parts()))
-    distrib.barrier()
-    distrib.finish()
-
-
-def run_ranks(world):
-    """The states of each of `world` processes after `train_in_parts`."""
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    # Forked, since importing torch again takes longer than all the rest.
-    context = multiprocessing.get_context('fork')
-    results = context.Queue()
-    processes = [context.Process(target=run_rank, args=(rank, world, port, results)) for rank in range(world)]
-    for process in processes:
-        process.start()
-    try:
-        states = dict(results.get(timeout=120) for _ in processes)
-        for process in processes:
-            process.join(timeout=120)
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.exitcode for process in processes] == [0] * world
-    return [states[rank] for rank in range(world)]
-
-
 def test_two_processes():
-    first, second = run_ranks(2)
+    first, second = run_ranks(train_in_parts, 2)
     assert first == second
     alone = train_in_parts()
     # The sums are those of the whole batch; what is drawn from it is drawn from the first part.
