@@ -83,7 +83,7 @@ def set_lr(solver: tp.Any, lr: float) -> None:
 
 
 def _eval(solver: tp.Any, command: Command) -> str:
-    stage = 'evaluate' if solver.cfg.evaluate.every != 0 and 'evaluate' in solver.dataloaders else 'valid'
+    stage = 'valid' if solver.cfg.evaluate.every == 0 else 'evaluate'
     with solver.interlude(), solver.swap_ema_state():
         metrics = solver.run_stage(stage, getattr(solver, stage))
     if distrib.is_rank_zero():
