@@ -42,6 +42,8 @@ setup(
     python_requires='>=3.11,<3.13',
     install_requires=CORE,
     extras_require=EXTRAS,
+    # Dora installs a script of this name as well; ours does the same, and takes our package where it finds no other.
+    entry_points={'console_scripts': ['dora = audiocraft.cli.forward:dora']},
     packages=[*find_packages(include=['audiocraft', 'audiocraft.*']), 'audiocraft._config', *GRIDS],
     package_dir={'audiocraft._config': 'config', 'audiocraft._grids': 'grids'},
     package_data={'audiocraft._config': [path.relative_to(HERE / 'config').as_posix()

@@ -14,7 +14,6 @@ from datetime import timedelta
 
 import torch
 from torch import distributed, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from .utils.errors import UserError
 
@@ -24,6 +23,12 @@ T = tp.TypeVar('T')
 MODES = ('none', 'ddp', 'fsdp')
 _LOST = ('connection closed by peer', 'connection reset by peer', 'connection refused', 'broken pipe', 'socket closed',
          'gloo/transport', 'remote process exited', 'application timeout')
+
+
+def is_cut(tensor: torch.Tensor) -> bool:
+    """Whether each process holds a part of this tensor only."""
+    module = sys.modules.get('torch.distributed.tensor')  # slow to import, and without it no tensor is cut
+    return module is not None and isinstance(tensor, module.DTensor)
 
 
 # -- the group -------------------------------------------------------------------------------------------------------
@@ -244,7 +249,7 @@ def is_parallel(module: nn.Module) -> bool:
 
 def is_reduced(param: torch.Tensor) -> bool:
     """Whether the backward pass itself averages the gradient of a parameter over the processes."""
-    return isinstance(param, DTensor) or getattr(param, '_reduced_by_ddp', False)
+    return is_cut(param) or getattr(param, '_reduced_by_ddp', False)
 
 
 @torch.no_grad()
@@ -303,25 +308,22 @@ def no_sync(modules: tp.Iterable[nn.Module]) -> tp.Iterator[None]:
 
 # -- tensors that are cut over the processes -------------------------------------------------------------------------
 
-def is_cut(tensor: torch.Tensor) -> bool:
-    """Whether each process holds a part of this tensor only."""
-    return isinstance(tensor, DTensor)
-
-
 def local(tensor: torch.Tensor) -> torch.Tensor:
     """This process's part, sharing its memory; the tensor itself when it is whole."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_cut(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """The whole tensor. All processes must ask for it, in the same order."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_cut(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def from_part(part: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """The tensor of which each process holds a `part`, cut as `like` is; the part itself when `like` is whole."""
-    if not isinstance(like, DTensor):
+    if not is_cut(like):
         return part
+    from torch.distributed.tensor import DTensor
+    like = tp.cast(DTensor, like)
     return DTensor.from_local(part.to(local(like).device), like.device_mesh, like.placements, run_check=False,
                               shape=like.shape, stride=like.stride())
 
@@ -333,8 +335,10 @@ def assemble(part: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 def cut_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """A whole tensor, cut as `like` is."""
-    if not isinstance(like, DTensor):
+    if not is_cut(like):
         return tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
+    like = tp.cast(DTensor, like)
     return distribute_tensor(tensor.to(local(like).device), like.device_mesh, like.placements)
 
 

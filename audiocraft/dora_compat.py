@@ -1,10 +1,9 @@
-"""Every change to Dora 0.1.13, in one place, each with its reason; `tests/test_dora_compat.py` has a test for each.
+"""Every change to Dora 0.1.13, in one place, each with its reason; `test_dora_compat.py` and `tests/launch` test them.
 
 Dora imports our `train` module before it runs a command, so what `install` changes in Dora's modules holds for
 `dora run`, `dora grid` and `dora info`. A name that a later Dora does not have is left alone, and its test fails.
 """
 
-import copy
 import getpass
 import json
 import logging
@@ -15,6 +14,8 @@ import typing as tp
 from contextlib import contextmanager
 from pathlib import Path
 
+import dora.explore
+import dora.git_save
 import dora.grid
 import dora.info
 import dora.launch
@@ -25,18 +26,15 @@ from dora.hydra import HydraMain, _compare_config, _simplify_argv
 from dora.main import DecoratedMain, MainFun
 from dora.shep import Sheep, Shepherd
 from dora.xp import XP
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .environment import AudioCraftEnvironment, config_folders
-from .launch import grids, workers
+from .environment import config_folders
+from .launch import deltas, grids, info, local, slurm, workers
 from .utils import lock, overrides
-from .utils.config import flatten
+from .utils.config import flatten, to_plain
 from .utils.errors import UserError
-from .utils.files import write_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +46,7 @@ class Main(HydraMain):
     _slow = False
 
     def __init__(self, main: MainFun, config_name: str, config_path: str, **kwargs: tp.Any):
-        self._bases: dict[tuple[str, ...], tuple[tp.Any, list[tuple[str, str]]]] = {}
+        self._bases: dict[tuple[str, ...], tuple[deltas.Composed, list[tuple[str, str]]]] = {}
         with _readable(self, []):
             super().__init__(main, config_name, config_path, **kwargs)
 
@@ -56,8 +54,8 @@ class Main(HydraMain):
         """The XP of some overrides.
 
         Dora composes the whole config twice for each XP (80 ms). Here the config of the chosen groups is composed once
-        and kept, and the other overrides are put on a copy of it by Hydra's own code (3 ms): same values, same
-        signature. Rarer forms take the stock path.
+        and kept, and only what the other overrides change in it is compared (1 ms): same values, same signature. The
+        XP's own config is made when somebody looks at it. Rarer forms take the stock path.
         """
         with _readable(self, argv):
             argv = _simplify_argv(argv)
@@ -65,11 +63,8 @@ class Main(HydraMain):
                 return super().get_xp(argv)
             chosen = [argument for argument in argv if argument.split('=', 1)[0] in self._config_groups]
             plain = [argument for argument in argv if argument.split('=', 1)[0] not in self._config_groups]
-            base, delta = self._base(tuple(chosen))
-            cfg = copy.deepcopy(base)
-            parsed = OverridesParser.create().parse_overrides(plain)
-            ConfigLoaderImpl._apply_overrides_to_config(parsed, cfg)
-            return XP(dora=self.dora, cfg=cfg, argv=argv, delta=delta + self._get_delta(base, cfg))
+            composed, delta = self._base(tuple(chosen))
+            return deltas.LazyXP(composed, plain, dora=self.dora, argv=argv, delta=delta + composed.delta(plain))
 
     def _is_rare(self, argument: str) -> bool:
         key = argument.split('=', 1)[0]
@@ -77,11 +72,12 @@ class Main(HydraMain):
         return key != key.strip() or '@' in key or bare.startswith('hydra') or (
             bare != key and bare in self._config_groups)
 
-    def _base(self, chosen: tuple[str, ...]) -> tuple[tp.Any, list[tuple[str, str]]]:
+    def _base(self, chosen: tuple[str, ...]) -> tuple[deltas.Composed, list[tuple[str, str]]]:
         if chosen not in self._bases:
-            self._bases[chosen] = self._get_base_config(list(chosen))
-        base, delta = self._bases[chosen]
-        return base, list(delta)
+            base, delta = self._get_base_config(list(chosen))
+            self._bases[chosen] = deltas.Composed(base), delta
+        composed, delta = self._bases[chosen]
+        return composed, list(delta)
 
     def _get_delta(self, init: tp.Any, other: tp.Any) -> list[tuple[str, tp.Any]]:
         # Dora's comparison keeps its path in a default argument: after an error in the middle of it, all later
@@ -104,17 +100,17 @@ class Main(HydraMain):
     def keys(self, argv: tp.Sequence[str]) -> list[str]:
         """The dotted keys of the config with the groups that `argv` chooses."""
         chosen = tuple(argument for argument in argv if argument.split('=', 1)[0] in self._config_groups)
-        return list(flatten(tp.cast(dict, OmegaConf.to_container(self._base(chosen)[0], resolve=False))))
+        return list(flatten(tp.cast(dict, OmegaConf.to_container(self._base(chosen)[0].base, resolve=False))))
 
     def init_xp(self, xp: XP) -> XP:
         """Make the XP folder. Dora writes `.argv.json` in place, so that a kill leaves half of it: here it is whole."""
-        if not xp.cfg.get('solver'):
+        if not deltas.part(xp, 'solver'):
             solvers = overrides.variants(config_folders())
             raise UserError('Choose a solver with solver=..., one of:\n  ' + '\n  '.join(solvers))
         try:
             if xp._shared_argv_cache is not None:
                 super().init_xp(xp)
-            write_atomic(xp._argv_cache, json.dumps(xp.argv))
+            deltas.keep_argv(xp)
         except OSError as error:
             raise UserError(f'Cannot write to the XP folder {xp.folder}: {error.strerror}. '
                             'AUDIOCRAFT_DORA_DIR chooses where XPs go.') from error
@@ -135,14 +131,9 @@ class Main(HydraMain):
             logger.warning('%s is damaged: using the overrides in %s.', folder / '.argv.json', kept)
             return tp.cast(list[str], OmegaConf.to_container(OmegaConf.load(kept)))
 
-    def get_slurm_config(self) -> tp.Any:
-        """Dora's default asks for a partition that only one company has: take the team's when the config has none."""
-        slurm = super().get_slurm_config()
-        if not self._base_cfg.get('slurm', {}).get('partition'):
-            slurm.partition = AudioCraftEnvironment.get_slurm_partitions() or ''
-        if slurm.exclude is None:
-            slurm.exclude = AudioCraftEnvironment.get_slurm_exclude()
-        return slurm
+    def get_slurm_config(self) -> slurm.SlurmConfig:
+        """The settings of a job, before those of the command line and of the grid; ours know nodes and tasks."""
+        return slurm.from_config(to_plain(self._base_cfg.get('slurm')))
 
 
 def searchpath() -> list[str]:
@@ -180,7 +171,7 @@ def _excepthook(stock: tp.Callable[..., None]) -> tp.Callable[..., None]:
     def hook(kind: type[BaseException], error: BaseException, traceback: tp.Any) -> None:
         if isinstance(error, UserError):
             print_error(error)
-        else:
+        elif not issubclass(kind, KeyboardInterrupt):
             stock(kind, error, traceback)
     return hook
 
@@ -210,7 +201,7 @@ def _check_orphans(self: Shepherd) -> None:
         jobs = sorted({line.split('_')[0] for line in found.stdout.split()})
         if jobs:
             logger.warning('Cancelling the jobs %s, which were started but never recorded.', ', '.join(jobs))
-            sp.run(['scancel', *jobs], check=True)
+            sp.run(['scancel', *slurm.checked_ids(jobs)], check=True)
         token.unlink(missing_ok=True)
 
 
@@ -235,10 +226,17 @@ def refuse_if_running(folder: Path) -> None:
 
 
 def _guarded_clear(stock: tp.Callable[..., None]) -> tp.Callable[..., None]:
-    """Dora removes the folder of an XP that runs here; both processes go on and mix their files."""
+    """Dora removes the folder of an XP that runs here; both processes go on and mix their files.
+
+    And a job of the queue of this machine would find that its XP has a job that runs: itself.
+    """
     def check_job_and_clear(argv: list[str], main: DecoratedMain, clear: bool = False) -> None:
         if clear:
-            refuse_if_running(main.get_xp(argv).folder)
+            folder = main.get_xp(argv).folder
+            local.end_job(folder)
+            refuse_if_running(folder)
+        elif local.inside_job():
+            return
         stock(argv, main, clear)
     return check_job_and_clear
 
@@ -246,46 +244,34 @@ def _guarded_clear(stock: tp.Callable[..., None]) -> tp.Callable[..., None]:
 def _guarded_rmtree(stock: tp.Callable[[Path], None]) -> tp.Callable[[Path], None]:
     """The same for `dora grid --clear` and `dora launch --clear`."""
     def reliable_rmtree(path: Path) -> None:
+        local.end_job(path)
         refuse_if_running(path)
         stock(path)
     return reliable_rmtree
 
 
-# -- dora info -v, jobs --------------------------------------------------------------------------------
-
-class _InfoShepherd(Shepherd):
-    """`dora info` shows the overrides alone; `dora -v info` also prints the whole config, interpolations resolved."""
-
-    def get_sheep_from_argv(self, argv: tp.Sequence[str]) -> Sheep:
-        sheep = super().get_sheep_from_argv(argv)
-        if logging.getLogger('dora').level == logging.DEBUG:
-            print(OmegaConf.to_yaml(sheep.xp.cfg, resolve=True), end='', flush=True)
-        return sheep
-
-
-def _submit(stock: tp.Callable[..., None]) -> tp.Callable[..., None]:
-    """Without SLURM, submitit's error says nothing of what to do."""
-    def submit(self: Shepherd, job_array: tp.Any) -> None:
-        if job_array.sheeps and shutil.which('srun') is None:
-            raise UserError('There is no SLURM on this machine to run jobs with. `--dry_run --init` shows the XPs and '
-                            'their signatures; run one here with `dora run -f SIG`.')
-        stock(self, job_array)
-    return submit
-
-
 # -- installation ---------------------------------------------------------------------------------------------------
 
 PATCHES: list[tuple[tp.Any, str, tp.Callable[[tp.Any], tp.Any]]] = [
+    (dora.shep.Sheep, '__init__', local.init_sheep),
     (dora.shep.Sheep, 'log', _log_of),
     (dora.shep.Shepherd, '_check_orphans', lambda stock: _check_orphans),
-    (dora.shep.Shepherd, '_submit', _submit),
+    (dora.shep.Shepherd, '_submit', local.submit),
+    (dora.shep.Shepherd, 'maybe_submit_lazy', slurm.maybe_submit),
+    (dora.shep.Shepherd, 'commit', lambda stock: local.commit(slurm.commit(stock))),
+    (dora.shep.Shepherd, '_get_submitit_executor', slurm.get_executor),
+    (dora.shep.Shepherd, '_cancel', lambda stock: local.cancel(slurm.cancel)),
+    (dora.shep, '_SubmitItTarget', lambda stock: slurm.Target),
+    (dora.explore.Launcher, 'slurm_', lambda stock: slurm.slurm_),
     (dora.utils, 'try_load', _tolerant),
     (dora.run, 'check_job_and_clear', _guarded_clear),
     (dora.run, 'start_ddp_workers', lambda stock: workers.start_ddp_workers),
     (dora.grid, 'reliable_rmtree', _guarded_rmtree),
     (dora.launch, 'reliable_rmtree', _guarded_rmtree),
     (dora.grid, '_get_explore', grids.get_explore),
-    (dora.info, 'Shepherd', lambda stock: _InfoShepherd),
+    (dora.grid, 'monitor', lambda stock: grids.monitor),
+    (dora.git_save, 'get_new_clone', local.get_new_clone),
+    (dora.info, 'Shepherd', lambda stock: info.InfoShepherd),
     (sys, 'excepthook', _excepthook),
 ]
 _installed: set[str] = set()

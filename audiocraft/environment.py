@@ -1,7 +1,8 @@
 """Where things are: the team, the cluster, and the folders that belong to them.
 
 A *team* is a file `config/teams/<team>.yaml`. Its top-level keys are *clusters*, each with `dora_dir`,
-`reference_dir`, `partitions` and, if wanted, `slurm_exclude`, `dataset_mappers`, `launcher` and `local_workers`. Five variables choose and override:
+`reference_dir`, `partitions` and, if wanted, `slurm_exclude`, `dataset_mappers`, `launcher` and `local_workers`. Five
+variables choose and override:
 
 - `AUDIOCRAFT_TEAM`: the team (`default` when it is not set);
 - `AUDIOCRAFT_CLUSTER`: the cluster (detected when it is not set);
@@ -62,7 +63,7 @@ def _variable(name: str) -> str | None:
 
 
 def launch_folder() -> Path:
-    """Where the command was started: with `git_save` a run works in a clone of the code, beside which there is no data."""
+    """Where the command was started: with `git_save` a run works in a clone of the code, which holds no data."""
     return Path(os.environ.get('_DORA_ORIGINAL_DIR') or '.').absolute()
 
 

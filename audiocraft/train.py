@@ -106,6 +106,9 @@ def advice(error: BaseException) -> UserError | None:
         return UserError(f'Out of memory: {first}\nThe checkpoints so far are whole, and the same command goes on from '
                          'the last one. Less memory, same result, same XP: optim.accumulate=2 (or 4, ...), '
                          'activation_checkpointing=true, more processes, distrib=fsdp.')
+    if text.startswith('DataLoader worker'):
+        return UserError(f'A process that reads data is gone: {text.strip()}\nIf the memory of the machine was full, '
+                         'lower dataset.num_workers. The same command goes on from the last checkpoint.')
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return UserError(f'{error}. What was saved is whole: make room, and the same command goes on from there.')
     return None

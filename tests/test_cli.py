@@ -77,7 +77,8 @@ def test_interrupt(monkeypatch):
 
 @pytest.mark.parametrize('verb, given, expected', [
     ('run', ['-d', 'a=1'], ['dora', 'run', '-d', 'a=1']),
-    ('info', ['-f', 'SIG', '-v'], ['dora', '-v', 'info', '-f', 'SIG']),
+    ('info', ['-f', 'SIG', '-v'], ['dora', 'info', '-f', 'SIG', '-v']),
+    ('launch', ['-f', 'SIG'], ['dora', 'launch', '-f', 'SIG']),
     ('grid', ['x', '--dry_run'], ['dora', 'grid', 'x', '--dry_run']),
 ])
 def test_dora_is_told_the_package(monkeypatch, verb, given, expected):

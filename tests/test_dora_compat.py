@@ -1,5 +1,6 @@
 import json
 import logging
+import shutil
 import subprocess as sp
 import sys
 import types
@@ -15,7 +16,8 @@ from dora.hydra import HydraMain
 from dora.shep import Sheep, Shepherd
 
 from audiocraft import dora_compat
-from audiocraft.launch import grids
+from audiocraft.environment import AudioCraftEnvironment
+from audiocraft.launch import deltas, grids
 from audiocraft.utils.errors import UserError
 from audiocraft.utils.lock import XPLock
 
@@ -168,8 +170,9 @@ def test_argv_is_written_whole(main, xp, monkeypatch):
     def killed(*args):
         raise KeyboardInterrupt
     monkeypatch.setattr('os.replace', killed)
+    again = types.SimpleNamespace(folder=xp.folder, _argv_cache=xp._argv_cache, argv=['seed=7'])
     with pytest.raises(KeyboardInterrupt):
-        main.init_xp(xp)
+        deltas.keep_argv(again)
     assert json.loads(xp._argv_cache.read_text()) == ['solver=toy/debug', 'optim.lr=0.5']
 
 
@@ -257,13 +260,13 @@ def test_verbose_info_prints_the_config(main, xp, capsys):
 
 
 def test_jobs_without_slurm_say_what_to_do(main, xp, monkeypatch):
-    monkeypatch.setattr(dora_compat.shutil, 'which', lambda name: None)
-    with pytest.raises(UserError, match='--dry_run'):
+    monkeypatch.setattr(AudioCraftEnvironment, 'get_launcher', lambda: 'slurm')
+    monkeypatch.setattr(shutil, 'which', lambda name: None)
+    with pytest.raises(UserError, match='launcher: local'):
         Shepherd(main)._submit(types.SimpleNamespace(sheeps=[Sheep(xp)]))
 
 
 def test_partition_of_the_team(main, monkeypatch):
-    from audiocraft.environment import AudioCraftEnvironment
     assert main.get_slurm_config().partition == ''
     monkeypatch.setenv('AUDIOCRAFT_TEAM', 'labs')
     monkeypatch.setenv('AUDIOCRAFT_CLUSTER', 'aws')

@@ -22,7 +22,7 @@ LAYERS = [
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 # Files directly in the package are one folder: those of one layer may see each other.
 FILES_OF_PACKAGE = set(LAYERS[1])
-OMEGACONF = ('utils/config.py', 'environment.py', 'dora_compat.py', 'train.py', 'cli/', 'solvers/')
+OMEGACONF = ('utils/config.py', 'environment.py', 'dora_compat.py', 'launch/', 'train.py', 'cli/', 'solvers/')
 FILES = sorted(PACKAGE.rglob('*.py'))
 
 

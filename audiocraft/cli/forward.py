@@ -1,4 +1,4 @@
-"""Dora's own commands, told where our package is: `python -m audiocraft run ...`, and the `dora` of the command line."""
+"""Dora's own commands, told where our package is: `python -m audiocraft run ...`, and the command `dora`."""
 
 import argparse
 import itertools
@@ -78,16 +78,13 @@ def dora(arguments: tp.Sequence[str] | None = None) -> int:
 
 
 def _parse_head(arguments: tp.Sequence[str]) -> tuple[argparse.Namespace, list[str], list[str]]:
-    """What stands before the command: the package and its module, the rest of it, and the command with what follows."""
+    """The package and its module, what else stands before the command, and the command with what follows."""
     words = ('grid', 'run', 'launch', 'info', 'import', 'export')
     head = list(itertools.takewhile(lambda word: word not in words, arguments))
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument('-P', '--package')
     parser.add_argument('--main_module')
-    try:
-        known, rest = parser.parse_known_args(head)
-    except SystemExit:  # a flag without its value
-        raise UserError(f'{head[-1]} wants a value.') from None
+    known, rest = parser.parse_known_args(head)
     return known, rest, list(arguments[len(head):])
 
 

@@ -52,7 +52,7 @@ def overview() -> str:
     """The text."""
     lines = [f'audiocraft {__version__}: {(summary or "").strip()}', '',
              'usage: python -m audiocraft COMMAND [--help] ...', '',
-             'Training (in a checkout `dora run`, `dora grid`, `dora info` do the same):', *_table(DORA_VERBS), '',
+             'Training (`dora run`, `dora grid`, `dora launch`, `dora info` do the same):', *_table(DORA_VERBS), '',
              'Data and results:', *_table(own_verbs()), '',
              'Solvers (solver=NAME):', *_table(solver_variants()), '', *_where()]
     return '\n'.join(lines)

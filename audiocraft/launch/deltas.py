@@ -29,9 +29,10 @@ class LazyXP(XP):
     """
     def __init__(self, composed: 'Composed', overrides: list[str], **kwargs: tp.Any) -> None:
         self._composed, self._overrides = composed, overrides
+        self._cfg: tp.Any = None
         super().__init__(cfg=None, **kwargs)
 
-    @property  # type: ignore[override]
+    @property
     def cfg(self) -> tp.Any:
         """The whole config."""
         if self._cfg is None:

@@ -22,7 +22,6 @@ from dora.xp import XP
 
 from ..environment import AudioCraftEnvironment
 from ..utils.errors import UserError
-from . import slurm
 from .runner import GRACE, JOB_ID, JOB_VARIABLE, Queue, is_secret
 
 # They describe the process that schedules, not the job.

@@ -30,6 +30,7 @@ from pathlib import Path
 from ..environment import xp_folder as folder_of_signature
 from ..utils.errors import UserError
 from ..utils.files import write_atomic
+from ..utils.secrets import hide
 from . import plots, sections
 from .assets import remove_others
 from .cards import Assets, card

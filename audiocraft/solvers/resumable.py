@@ -279,10 +279,10 @@ class Resumable(flashy.BaseSolver):
 
     def _open_reporter(self) -> None:
         if distrib.is_rank_zero():
-            node = self.cfg.logging
-            self._reporter = Reporter(self.folder, self.xp.sig, update=self.update, is_past=self._is_past,
-                                      config=hide_config(to_plain(self.cfg)), tensorboard=node.tensorboard, wandb=node.wandb,
-                                      wandb_mode=node.wandb_mode, wandb_project=node.wandb_project)
+            node, shown = self.cfg.logging, hide_config(to_plain(self.cfg))
+            self._reporter = Reporter(self.folder, self.xp.sig, update=self.update, is_past=self._is_past, config=shown,
+                                      tensorboard=node.tensorboard, wandb=node.wandb, wandb_mode=node.wandb_mode,
+                                      wandb_project=node.wandb_project)
 
     def _is_past(self, entry: dict[str, tp.Any]) -> bool:
         """Whether an entry of `metrics.jsonl` belongs to what the restored state has behind it."""

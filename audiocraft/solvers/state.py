@@ -263,7 +263,8 @@ def check_config(checkpoint: Checkpoint, cfg: tp.Any, is_excluded: tp.Callable[[
     Raises:
         UserError: keys that count differ; each is named with both values.
     """
-    changes = [f'{key}: {old} -> {new}' for key, old, new in diff(from_yaml(checkpoint.config), hide_config(to_plain(cfg)))
+    now = hide_config(to_plain(cfg))
+    changes = [f'{key}: {old} -> {new}' for key, old, new in diff(from_yaml(checkpoint.config), now)
                if not is_excluded(key)]
     if not changes:
         return

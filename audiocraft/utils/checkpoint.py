@@ -121,13 +121,24 @@ def read_tensors(path: str | Path, device: str = 'cpu') -> State:
     return {**state, **{alias: state[name] for alias, name in aliases.items()}}
 
 
+def _write_pt(path: Path, content: tp.Any) -> None:
+    """Write plain content; raises the `OSError` of a full disk, which torch hides behind an error of its own."""
+    try:
+        with open(path, 'wb') as file:  # with a path, torch does not even say that it was an `OSError`
+            torch.save(content, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from error
+        raise
+
+
 def _write_files(folder: Path, models: tp.Mapping[str, State], state: dict, config: str,
                  rank_states: tp.Mapping[int, dict]) -> None:
     for name, tensors in models.items():
         write_tensors(folder / f'{name}.safetensors', tensors)
-    torch.save(plain_state(state), folder / 'state.pt')
+    _write_pt(folder / 'state.pt', plain_state(state))
     for rank, rank_state in rank_states.items():
-        torch.save(plain_state(rank_state, f'rank {rank}'), folder / f'rng-rank{rank}.pt')
+        _write_pt(folder / f'rng-rank{rank}.pt', plain_state(rank_state, f'rank {rank}'))
     (folder / 'config.yaml').write_text(config, encoding='utf-8')
 
 

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import typing as tp
+from contextlib import suppress
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +47,9 @@ class StopFlag:
             return
         if self.requested is None:
             # Not the logging module: the signal may have come while it held its lock.
-            os.write(2, f'{name}: saving and stopping at the next update'.encode()
-                     + (b' (once more to end at once)\n' if name == 'SIGINT' else b'\n'))
+            with suppress(OSError):  # SIGHUP: the terminal has gone
+                os.write(2, f'{name}: saving and stopping at the next update'.encode()
+                         + (b' (once more to end at once)\n' if name == 'SIGINT' else b'\n'))
         self.request(name)
 
     def __enter__(self) -> 'StopFlag':

@@ -1,7 +1,8 @@
 """The light EnCodec at other bitrates and learning rates, and with a discriminator: some minutes each on 2 cores.
 
 dora grid compression.debug --dry_run --init     # the table, with the signature of each XP
-dora run -f SIG                                  # one of them, here
+dora grid compression.debug                      # runs what is missing: on a cluster, or one by one here
+dora run -f SIG                                  # one of them, in this terminal
 """
 
 from .._explorers import CompressionExplorer

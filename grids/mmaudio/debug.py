@@ -1,7 +1,8 @@
 """The quickstart's model with other learning rates and guidance: 2 minutes each on 2 cores.
 
 dora grid mmaudio.debug --dry_run --init     # the table, with the signature of each XP
-dora run -f SIG                              # one of them, here
+dora grid mmaudio.debug                      # runs what is missing: on a cluster, or one by one here
+dora run -f SIG                              # one of them, in this terminal
 """
 
 from .._explorers import GenerationExplorer

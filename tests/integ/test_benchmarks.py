@@ -35,3 +35,13 @@ def test_audio(tmp_path):
 def test_compression(tmp_path):
     output = run(tmp_path, 'compression', '--short')
     assert 'discriminators: update' in output and len(re.findall(r'[\d.]+ times real time', output)) == 2
+
+
+def test_processes(tmp_path):
+    output = run(tmp_path, 'processes', '--millions', '1', '--rounds', '1', '--updates', '1')
+    assert 'with a thread that writes: ratio' in output and len(re.findall(r'distrib=\w+: ratio [\d.]+', output)) == 3
+
+
+def test_grid(tmp_path):
+    output = run(tmp_path, 'grid', '--xps', '3')
+    assert 'The signatures are the same.' in output and 'Dora/ours' in output
