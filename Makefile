@@ -1,7 +1,7 @@
 # make install       .venv with the versions of requirements.lock (all other targets do it first)
 # make quickstart    the main job, end to end, 15 minutes on 2 cores; SHORT=1: the same steps in 4 minutes
 # make tests         the tests: no root, no network
-# make tests_integ   the user's own commands and real components (Chromium, ...)
+# make tests_integ   the user's own commands and real components (Chromium, SLURM, ...): root and apt
 # make soak          the long tests, by hand
 # make linter        ruff and mypy
 # make docs          pages of the API in build/docs
