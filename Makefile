@@ -23,7 +23,7 @@ tests: install
 
 tests_integ: install
 	$(UV) playwright==1.65.2 transformers==5.23.0
-	$(PYTEST) --timeout 900 -m 'integ and not soak' tests
+	$(PYTEST) -n 2 --dist loadfile --timeout 900 -m 'integ and not soak' tests
 
 soak: install
 	$(UV) playwright==1.65.2

@@ -44,7 +44,7 @@ POOR = textwrap.dedent('''
         raise OSError('select is for sockets')
 
     def no_library(*args):
-        raise TypeError('LoadLibrary() argument 1 must be str, not None')  # what Windows says; so there is no prctl
+        raise OSError('no library of C, and so no prctl')
 
     def no_folders(path, flags, *more, stock=os.open, **options):
         if os.path.isdir(path):
@@ -117,7 +117,7 @@ optim: {epochs: 3, updates_per_epoch: 5, lr: 0.01}
 def run(folder, *commands):
     """The exit status and the output of each command, all in one process."""
     env = {**os.environ, 'PYTHONPATH': f'{ROOT}{os.pathsep}{folder}', 'AUDIOCRAFT_DORA_DIR': str(folder / 'out'),
-           'USERNAME': 'somebody'}  # which Windows sets
+           'AUDIOCRAFT_PARENT': str(os.getpid()), 'USERNAME': 'somebody'}  # Windows sets the name
     done = sp.run([sys.executable, str(folder / 'poor.py'), json.dumps(commands)], cwd=folder, env=env, text=True,
                   stdout=sp.PIPE, stderr=sp.STDOUT, stdin=sp.DEVNULL)
     assert done.returncode == 0 and 'Traceback' not in done.stdout, done.stdout[-6000:]

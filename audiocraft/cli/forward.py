@@ -49,11 +49,14 @@ def run_dora(arguments: list[str]) -> int:
 
 
 def extended(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Dora's parser with `grid --yes`, `grid --no_monitor`, `info -v`, and a text for each command."""
+    """Dora's parser with `grid --yes`, `--no_monitor` and `--git_save`, `info -v`, and a text for each command."""
     (commands,) = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     for name, text in HELP.items():
         commands.choices[name].description = text
     grid, info = commands.choices['grid'], commands.choices['info']
+    for name in ('grid', 'launch'):
+        commands.choices[name].add_argument('--git_save', action='store_const', const=True, dest='git_save',
+                                            help='Run from a clone of the current commit.')
     grid.add_argument('-y', '--yes', action='store_true', help='Do not ask before --clear.')
     grid.add_argument('--no_monitor', action='store_false', dest='monitor', help='The same as --no_monitoring.')
     info.add_argument('-v', '--verbose', action='store_true', default=argparse.SUPPRESS,
