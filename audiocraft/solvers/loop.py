@@ -17,10 +17,10 @@ from ..utils.signals import Stopped
 from . import commands
 from .control import Command
 from .feed import Feed, micro_batches, own_part, reseed, size_of
+from .progress import merged
 from .results import LATER_STAGES, Metrics
 from .resumable import Resumable
-from .setup import best_metric_name, check_same_length
-from .state import merged
+from .setup import check_same_length
 
 SINGLE_STAGES = ('valid', 'evaluate', 'generate')
 
@@ -292,25 +292,3 @@ class Loop(Resumable):
     def _leave_if_asked(self) -> None:
         if self.stop.requested is not None:
             raise Stopped
-
-    # -- best and average --------------------------------------------------------------------------------------------
-
-    def _update_best(self, metrics: Metrics) -> None:
-        name = best_metric_name(self)
-        if name is not None and name not in metrics:
-            raise UserError(f'best_metric() is "{name}", which valid does not return: it has '
-                            f'{", ".join(metrics)}. {suggest(name, metrics)}'.rstrip())
-        score = None if name is None else float(metrics[name])
-        if not self.best.offer(score, update=self.update, epoch=self.epoch):
-            if not math.isfinite(score or 0.):
-                self.logger.warning('The %s of valid is not finite: these weights are not the best ones.', name)
-        elif name is not None:
-            self.logger.info('New best state: %s %.6g at update %d.', name, score, self.update)
-
-    def swap_ema_state(self) -> tp.ContextManager[None]:
-        """Within the context the modules hold the moving average, if there is one."""
-        return nullcontext() if self.ema is None else self.ema.swapped()
-
-    def swap_best_state(self) -> tp.ContextManager[None]:
-        """Within the context the modules hold the best state, or the moving average while there is none."""
-        return self.best.swapped() if self.best.states else self.swap_ema_state()

@@ -1,82 +1,56 @@
-"""What a solver holds, how it is saved and found again, and what it reports."""
+"""What a solver holds, and how it is saved and found again."""
 
-import copy
 import functools
+import math
 import time
 import typing as tp
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-import flashy
 import omegaconf
 from torch import nn
 
 from .. import distrib
 from ..launch.slurm import requeue_after_save
-from ..utils.averager import Averager
 from ..utils.checkpoint import Checkpoint, load_latest, read_checkpoint
-from ..utils.checkpoint_writer import CheckpointWriter
-from ..utils.config import to_plain, to_yaml
+from ..utils.config import suggest, to_plain, to_yaml
+from ..utils.errors import UserError
 from ..utils.lock import XPLock
-from ..utils.logging import ProgressLine
 from ..utils.random import rng_state, seed_all, set_rng_state
 from ..utils.secrets import hide_config
 from ..utils.signals import StopFlag, Stopped
-from ..utils.status import write_status
 from ..utils.watchdog import Watchdog
 from . import state as states
 from .control import Control
 from .feed import Feed
-from .results import Metrics, Reporter, StageResults, write_history
+from .progress import Progress
+from .reporting import Reporting
+from .results import Metrics
 from .setup import best_metric_name
 
 
-class Resumable(flashy.BaseSolver):
+class Resumable(Reporting):
     """A Flashy solver whose state is whole at any update: an interrupted run, resumed, equals the uninterrupted one."""
 
     def __init__(self, cfg: omegaconf.DictConfig) -> None:
-        super().__init__()
-        self.cfg = cfg
+        super().__init__(cfg)
         self.seed = int(cfg.seed)
-        self.epochs = int(cfg.optim.epochs)
         self.accumulate = int(cfg.optim.accumulate)
         self.save_every = cfg.checkpoint.save_every  # read at each update, and reading a config is slow
-        self.update = 0
         self.is_training = False
         self.dataloaders: dict[str, tp.Any] = {}
-        self.best = states.BestState()
         self.ema: tp.Any = None
         self.stop = StopFlag()
         self.control = Control(self.folder, listen=distrib.is_rank_zero())
         self.watchdog = Watchdog(self.folder, distrib.rank(), cfg.watchdog.timeout)
-        self._writer = CheckpointWriter(self.folder / 'checkpoints', asynchronous=cfg.checkpoint.asynchronous,
-                                        keep_last=cfg.checkpoint.keep_last, keep_every=cfg.checkpoint.keep_every)
-        self._progress = states.Progress()
-        self._results = StageResults(self.folder)
         self._config_text = to_yaml(hide_config(to_plain(cfg)))
-        self._reporter: Reporter | None = None
         self._feed: Feed | None = None
         self._feed_position: dict[str, int] | None = None
-        self._alone = self._committed = self._save_asked = self._working = False
+        self._alone = self._save_asked = False
         self._saved: tp.Any = None  # the point at which the last checkpoint was made
         self._began = time.perf_counter()
         self._rows: tuple[int, int] | None = None  # size of the global batch, first row of the micro-batch
         self._draw_batch = self._draw_calls = 0
-
-    @property
-    def epoch(self) -> int:
-        """The epoch that is going on, from 1; in evaluate and generate, the one that was just committed."""
-        return len(self.history) + (0 if self._committed else 1)
-
-    @property
-    def updates_per_epoch(self) -> int:
-        """`optim.updates_per_epoch`, or one pass of the train loader when that is null."""
-        return int(self.cfg.optim.updates_per_epoch or len(self.dataloaders['train']))
-
-    @property
-    def total_updates(self) -> int:
-        """Planned length of the training in updates, for schedules."""
-        return self.updates_per_epoch * self.epochs
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -120,16 +94,11 @@ class Resumable(flashy.BaseSolver):
                               rank_states=dict(enumerate(ranks)))
         self._save_asked, self._saved = False, self._point()
 
-    def note(self, name: str, value: float) -> None:
-        """Keep in the history of this epoch, and in `metrics.jsonl`, that a person changed something."""
-        self._pending_metrics.setdefault('control', {}).update({name: value, f'{name}_update': self.update})
-        self._report('command', {name: value})
-
     def commit(self, save_checkpoint: bool = True) -> None:
         """End the epoch: its metrics enter the history, a checkpoint is written, then `history.json`."""
         self.history.append(self._pending_metrics)
         self._pending_metrics = {}
-        self._progress = states.Progress(skipped=self._progress.skipped)
+        self._progress = Progress(skipped=self._progress.skipped)
         if save_checkpoint:
             self._write_checkpoint()
         self._publish_history()
@@ -243,16 +212,6 @@ class Resumable(flashy.BaseSolver):
             requeue_after_save(signal_name, self.stop.previous)
         raise SystemExit(self.stop.exit_code)
 
-    def _status(self, state: str) -> None:
-        """Tell people and tools how far this XP is."""
-        self._working = state == 'running'
-        if distrib.is_rank_zero():
-            best = None if self.best.states is None else {
-                'metric': best_metric_name(self), 'score': self.best.score, 'update': self.best.update,
-                'epoch': self.best.epoch}
-            write_status(self.folder, state=state, epoch=len(self.history), epochs=self.epochs, update=self.update,
-                         best=best, world_size=distrib.world_size())
-
     def on_stop(self, signal_name: str) -> None:
         """Called after a run that was asked to stop has saved itself, before the process ends."""
 
@@ -269,63 +228,24 @@ class Resumable(flashy.BaseSolver):
             self._reporter = None
         self._writer.finish()
 
-    # -- reports -----------------------------------------------------------------------------------------------------
+    # -- best and average --------------------------------------------------------------------------------------------
 
-    def _publish_history(self) -> None:
-        self._results.add_to(self.history)
-        if distrib.is_rank_zero() and self.history:
-            history = copy.deepcopy(self.history)
-            self._writer.afterwards(lambda: write_history(self.xp.history, history))
+    def _update_best(self, metrics: Metrics) -> None:
+        name = best_metric_name(self)
+        if name is not None and name not in metrics:
+            raise UserError(f'best_metric() is "{name}", which valid does not return: it has '
+                            f'{", ".join(metrics)}. {suggest(name, metrics)}'.rstrip())
+        score = None if name is None else float(metrics[name])
+        if not self.best.offer(score, update=self.update, epoch=self.epoch):
+            if not math.isfinite(score or 0.):
+                self.logger.warning('The %s of valid is not finite: these weights are not the best ones.', name)
+        elif name is not None:
+            self.logger.info('New best state: %s %.6g at update %d.', name, score, self.update)
 
-    def _open_reporter(self) -> None:
-        if distrib.is_rank_zero():
-            node, shown = self.cfg.logging, hide_config(to_plain(self.cfg))
-            self._reporter = Reporter(self.folder, self.xp.sig, update=self.update, is_past=self._is_past, config=shown,
-                                      tensorboard=node.tensorboard, wandb=node.wandb, wandb_mode=node.wandb_mode,
-                                      wandb_project=node.wandb_project)
+    def swap_ema_state(self) -> tp.ContextManager[None]:
+        """Within the context the modules hold the moving average, if there is one."""
+        return nullcontext() if self.ema is None else self.ema.swapped()
 
-    def _is_past(self, entry: dict[str, tp.Any]) -> bool:
-        """Whether an entry of `metrics.jsonl` belongs to what the restored state has behind it."""
-        update, epoch = entry.get('update', 0), entry.get('epoch', 0)
-        if entry.get('kind') != 'stage':
-            return update <= self.update
-        done = self.history[epoch - 1] if 0 < epoch <= len(self.history) else self._pending_metrics
-        return update <= self.update and entry.get('stage') in done
-
-    def _report(self, kind: str, metrics: Metrics, **facts: tp.Any) -> None:
-        if self._reporter is not None:
-            self._reporter.add(kind, self.current_stage, epoch=self.epoch, update=self.update, metrics=metrics, **facts)
-
-    def described(self, metrics: Metrics) -> dict[str, str]:
-        """Metrics as text, as they are printed."""
-        return {name: f'{value:.4g}' if isinstance(value, float) else str(value) for name, value in metrics.items()}
-
-    def _formatted(self, metrics: Metrics) -> dict[str, str]:
-        """Metrics as text; what is not a number (None: skipped) is printed as it is."""
-        numbers = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
-        others = {name: 'null' if value is None else str(value) for name, value in metrics.items()
-                  if name not in numbers}
-        return {**self.formatter(numbers), **others}
-
-    def _line(self, total: int | None, start: int) -> ProgressLine:
-        title = f'{self.current_stage.capitalize()} | Epoch {self.epoch}/{self.epochs}'
-        return ProgressLine(self.logger, title, total=total, every=self.cfg.logging.log_updates, start=start)
-
-    def _report_line(self, line: ProgressLine) -> None:
-        """Log the means since the line before; this is where the metrics leave the device."""
-        metrics = states.merged(self._progress.window).compute()
-        self._progress.window = Averager()
-        facts = line.line(self._formatted(metrics))
-        self._report('step', metrics, **facts)
-
-    def _log_summary(self, metrics: Metrics) -> None:
-        texts = [f'{name} {value}' for name, value in self._formatted(metrics).items()]
-        self.logger.info(' | '.join([f'{self.current_stage.capitalize()} Summary | Epoch {self.epoch}', *texts]))
-
-    def _report_end(self, worked: bool) -> None:
-        last = {stage: metrics for stage, metrics in (self.history[-1] if self.history else {}).items()}
-        lines = [f'  {stage}: ' + ', '.join(f'{name} {value:.4g}' if isinstance(value, float) else f'{name} {value}'
-                                            for name, value in metrics.items()) for stage, metrics in last.items()]
-        what = 'Finished' if worked else 'Nothing to do, this XP is finished'
-        self.logger.info('\n'.join([f'{what}: {len(self.history)} epochs, {self.update} updates, in {self.folder}',
-                                    *lines]))
+    def swap_best_state(self) -> tp.ContextManager[None]:
+        """Within the context the modules hold the best state, or the moving average while there is none."""
+        return self.best.swapped() if self.best.states else self.swap_ema_state()

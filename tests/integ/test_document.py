@@ -14,7 +14,7 @@ pytestmark = pytest.mark.integ
 
 TINY = ['optim.epochs=1', 'optim.updates_per_epoch=2', 'dataset.batch_size=4', 'logging.log_updates=1',
         'dataset.evaluate.num_samples=2', 'dataset.generate.num_samples=1']
-GRID = '''
+GRID = """
 from audiocraft._grids._explorers import CompressionExplorer
 
 
@@ -25,7 +25,7 @@ def explorer(launcher):
     launcher.bind_({TINY!r})
     launcher()
     launcher({{'optim.lr': 1e-3}})
-'''
+"""
 # The script that `pip install` puts beside the interpreter.
 DORA = str(Path(sys.executable).with_name('dora'))
 
