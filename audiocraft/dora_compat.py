@@ -22,10 +22,12 @@ import dora.launch
 import dora.run
 import dora.shep
 import dora.utils
+import hydra
+from dora.distrib import get_distrib_spec
 from dora.hydra import HydraMain, _compare_config, _simplify_argv
 from dora.main import DecoratedMain, MainFun
 from dora.shep import Sheep, Shepherd
-from dora.xp import XP
+from dora.xp import XP, get_xp, is_xp
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -88,11 +90,16 @@ class Main(HydraMain):
         return super()._get_config_noinit([*overrides, *searchpath()])
 
     def _main(self) -> tp.Any:
-        # Hydra composes the config once more, from the command line.
+        # As Dora does, but the folder is quoted (a path may hold a `=`), and Hydra sees the configs of the launch folder.
         added = searchpath()
+        if is_xp():
+            added.append(f'hydra.run.dir={json.dumps(str(get_xp().folder))}')
+            if get_distrib_spec().rank > 0:
+                added.append('hydra.output_subdir=null')
         sys.argv += added
         try:
-            return super()._main()
+            return hydra.main(config_name=self.config_name, config_path=self.config_path,
+                              **self.hydra_kwargs)(self.main)()
         finally:
             for argument in added:
                 sys.argv.remove(argument)
@@ -237,7 +244,11 @@ def _guarded_clear(stock: tp.Callable[..., None]) -> tp.Callable[..., None]:
             refuse_if_running(folder)
         elif local.inside_job():
             return
-        stock(argv, main, clear)
+        try:
+            stock(argv, main, clear)
+        except OSError as error:
+            raise UserError(f'Cannot write to {main.dora.dir}: {error.strerror}. AUDIOCRAFT_DORA_DIR chooses where XPs '
+                            'go.') from error
     return check_job_and_clear
 
 

@@ -72,7 +72,7 @@ def user_name() -> str:
     try:
         return getpass.getuser()
     except (KeyError, OSError, ImportError):
-        return f'uid{os.getuid()}'
+        return f'uid{getattr(os, "getuid", int)()}'  # Windows has none
 
 
 def detect_cluster() -> str:

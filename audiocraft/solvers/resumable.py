@@ -122,7 +122,7 @@ class Resumable(Reporting):
         self._restore_progress(checkpoint)
         self._results.add_to(self.history)
         self._saved = self._point()
-        self.logger.info('Restored %s: epoch %d, update %d.', checkpoint.path, self.epoch, self.update)
+        self.logger.info('Restored %s: epoch %d, update %d.', checkpoint.path, min(self.epoch, self.epochs), self.update)
         return True
 
     def _newest_checkpoint(self) -> Checkpoint | None:

@@ -514,3 +514,28 @@ def test_autocast_and_compile(toy, monkeypatch):
         assert solver.compile(len) == ('compiled', len)
     with toy(name='b').solver() as solver, solver.autocast():
         assert (torch.rand(2, 2) @ torch.rand(2, 2)).dtype == torch.float32 and solver.compile(len) is len
+
+
+def test_secrets_are_written_nowhere(toy, monkeypatch):
+    from audiocraft.utils import secrets
+    from audiocraft.utils.logging import setup_logging
+    monkeypatch.setenv('HUB_TOKEN', 'hunter2hunter2')
+    secrets.refresh()
+
+    class Leaky(ToySolver):
+        def build_model(self):
+            super().build_model()
+            self.logger.info('fetching with hunter2hunter2, api_key=abcdefgh12345')
+
+    runner = toy('+hub.token=${oc.env:HUB_TOKEN}', '+hub.api_key=abcdefgh12345', solver=Leaky)
+    setup_logging(runner.xp_folder)
+    try:
+        runner.run()
+        assert 'secret' not in runner.run().history  # and a resumed run sees no change of the config
+    finally:
+        secrets.refresh()
+    written = [path for path in runner.xp_folder.rglob('*') if path.is_file()]
+    assert any('***' in path.read_text(errors='replace') for path in written if path.name == 'config.yaml')
+    for path in written:
+        content = path.read_bytes()
+        assert b'hunter2hunter2' not in content and b'abcdefgh12345' not in content, path
