@@ -90,7 +90,7 @@ class Main(HydraMain):
         return super()._get_config_noinit([*overrides, *searchpath()])
 
     def _main(self) -> tp.Any:
-        # As Dora does, but the folder is quoted (a path may hold a `=`), and Hydra sees the configs of the launch folder.
+        # As Dora does, but the folder is quoted (a path may hold a `=`), and the configs of the launch folder are seen.
         added = searchpath()
         if is_xp():
             added.append(f'hydra.run.dir={json.dumps(str(get_xp().folder))}')

@@ -122,7 +122,8 @@ class Resumable(Reporting):
         self._restore_progress(checkpoint)
         self._results.add_to(self.history)
         self._saved = self._point()
-        self.logger.info('Restored %s: epoch %d, update %d.', checkpoint.path, min(self.epoch, self.epochs), self.update)
+        epoch = min(self.epoch, self.epochs)
+        self.logger.info('Restored %s: epoch %d, update %d.', checkpoint.path, epoch, self.update)
         return True
 
     def _newest_checkpoint(self) -> Checkpoint | None:
