@@ -103,10 +103,14 @@ def visible_gpus() -> list[str]:
     return named[:count] if named else [str(index) for index in range(count)]
 
 
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
 def capacity() -> int:
     """How many workers may run at a time on the CPU."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    return AudioCraftEnvironment.get_local_workers() or cores
+    return AudioCraftEnvironment.get_local_workers() or cores()
 
 
 def needs(config: tp.Any, devices: tp.Sequence[str]) -> tuple[int, int]:
@@ -135,7 +139,7 @@ def environment(main: DecoratedMain, gpus: int) -> dict[str, str]:
     env.setdefault('PYTHONUNBUFFERED', '1')  # so that the log can be followed
     if not gpus:
         # Each job would take all cores, and their threads would wait for each other.
-        env.setdefault('OMP_NUM_THREADS', '1')
+        env.setdefault('OMP_NUM_THREADS', str(max(1, cores() // capacity())))
     return env
 
 
