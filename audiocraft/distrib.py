@@ -15,6 +15,7 @@ from datetime import timedelta
 import torch
 from torch import distributed, nn
 
+from .utils.checkpoint import plain_state
 from .utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -151,7 +152,7 @@ def agree(flag: bool) -> bool:
 
 def _packed(value: tp.Any) -> torch.Tensor:
     file = io.BytesIO()
-    torch.save(value, file)
+    torch.save(plain_state(value, 'what processes send'), file)
     return torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
 
 

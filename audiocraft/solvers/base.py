@@ -137,6 +137,14 @@ class StandardSolver(Loop):
             yield (number if number < len(batches) else -1), batch
         self._draw_batch = first + len(batches)
 
+    def once(self, function: tp.Callable[[], tp.Any]) -> tp.Any:
+        """Call a function on process 0 alone and return its result, plain data, on all, which wait for it."""
+        if not distrib.is_rank_zero():
+            self.watchdog.pause()
+        result = distrib.from_rank_zero(function)
+        self.watchdog.beat(f'{self._current_stage}, after what process 0 did for all')
+        return result
+
     def autocast(self) -> tp.ContextManager[tp.Any]:
         """Mixed precision, as `autocast` and `autocast_dtype` say."""
         if not self.cfg.autocast:
@@ -148,7 +156,8 @@ class StandardSolver(Loop):
         if not self.cfg.compile:
             return function
         if isinstance(function, nn.Module):
-            function.compile()
+            # Not `Module.compile`: what DDP puts around `forward` stays outside of the compiled code.
+            function.forward = torch.compile(function.forward)  # type: ignore[method-assign]
             return function
         return torch.compile(function)
 

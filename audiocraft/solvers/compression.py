@@ -203,7 +203,7 @@ class CompressionSolver(base.StandardSolver):
     def score(self, metrics: list[Metric]) -> Metrics:
         """The results of each metric over all clips; process 0 computes them for all."""
         pairs = self.reconstructions('evaluate') if metrics else []
-        return distrib.from_rank_zero(lambda: _score(metrics, pairs))
+        return self.once(lambda: _score(metrics, pairs))
 
     def generate(self) -> Metrics:
         """Reconstructions of `dset.generate`, each beside its truth, and the page."""
@@ -213,7 +213,7 @@ class CompressionSolver(base.StandardSolver):
             written = writer.add(made, reference=true, prompt='', label='Reconstruction', update=self.update,
                                  checkpoint=self.checkpoint_name)
             plots.spectrogram_png(made.audio, made.sample_rate, written.with_suffix('.png'), events=true.events)
-        return distrib.from_rank_zero(lambda: {'clips': float(len(pairs))})
+        return self.once(lambda: {'clips': float(len(pairs))})
 
     def on_results(self, stage: str) -> None:
         """Write the page of this XP."""

@@ -96,8 +96,17 @@ class GenerationSolver(base.StandardSolver):
 
     def scores(self, generated: Clips, references: References, names: tp.Iterable[str]) -> dict[str, tp.Any]:
         """Each metric's results over all clips; process 0 computes them for all."""
-        return distrib.from_rank_zero(lambda: score({name: self.metrics[name] for name in names
-                                                     if name in self.metrics}, generated, references))
+        return self.once(lambda: self._score([name for name in names if name in self.metrics], generated, references))
+
+    def _score(self, names: tp.Iterable[str], generated: Clips, references: References) -> dict[str, tp.Any]:
+        results: dict[str, tp.Any] = {}
+        for name in names:
+            metric = self.metrics[name]
+            metric.reset()
+            metric.update(generated, references)
+            results |= metric.compute()
+            self.watchdog.beat(f'{self._current_stage}: {name}')
+        return results
 
     def build_metrics(self) -> dict[str, Metric]:
         metrics = {name: build(node) for name, node in (self.cfg.evaluate.metrics or {}).items() if node}
@@ -192,16 +201,6 @@ class GenerationSolver(base.StandardSolver):
         if not folder.is_dir():
             raise UserError(f'dset.{stage}.media: no folder {folder} (relative paths start at the launch folder)')
         return folder
-
-
-def score(metrics: dict[str, Metric], generated: Clips, references: References) -> dict[str, tp.Any]:
-    """Each metric's results over all clips; names come from the metrics."""
-    results: dict[str, tp.Any] = {}
-    for metric in metrics.values():
-        metric.reset()
-        metric.update(generated, references)
-        results |= metric.compute()
-    return results
 
 
 def prefixed(prefix: str, results: dict[str, tp.Any]) -> dict[str, tp.Any]:
