@@ -42,7 +42,7 @@ def _save(solver: tp.Any, command: Command) -> str:
 
 
 def _quit(solver: tp.Any, command: Command) -> str:
-    solver.stop.request('quit')
+    solver.ask_to_stop('quit')
     return f'saving update {solver.update} and stopping'
 
 

@@ -285,10 +285,16 @@ class Loop(Resumable):
             everyone = distrib.gather((self.stop.requested, texts))
             for signal_name, _ in everyone:
                 if signal_name is not None:
-                    self.stop.request(signal_name)
+                    self.ask_to_stop(signal_name)
             texts = everyone[0][1]
         return self.control.accept(texts, self.update) if texts or self.control.due(self.update) else []
 
+    def ask_to_stop(self, reason: str) -> None:
+        """End the run at the next safe point; to be called on all processes alike."""
+        self.stop.request(reason)
+        self._leaving = True
+
     def _leave_if_asked(self) -> None:
-        if self.stop.requested is not None:
+        # Not by `self.stop`: a signal that one process got since they asked each other is for the next time.
+        if self._leaving:
             raise Stopped

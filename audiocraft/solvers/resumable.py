@@ -46,7 +46,7 @@ class Resumable(Reporting):
         self._config_text = to_yaml(hide_config(to_plain(cfg)))
         self._feed: Feed | None = None
         self._feed_position: dict[str, int] | None = None
-        self._alone = self._save_asked = False
+        self._alone = self._save_asked = self._leaving = False
         self._saved: tp.Any = None  # the point at which the last checkpoint was made
         self._began = time.perf_counter()
         self._rows: tuple[int, int] | None = None  # size of the global batch, first row of the micro-batch

@@ -203,6 +203,26 @@ def test_stopped_and_resumed_to_the_bit(toy, mode):
     assert differences(outcome(whole), outcome(cut)) == []
 
 
+def signal_after_they_asked(solver):
+    """A signal to process 1 alone, right after all have agreed that there was none."""
+    genuine = distrib.agree
+
+    def agree(flag):
+        agreed = genuine(flag)
+        if not agreed and not flag and solver.update == 3 and distrib.rank() == 1:
+            solver.stop.request('SIGTERM')
+        return agreed
+    if solver.update == 2:
+        distrib.agree = agree
+
+
+def test_a_signal_at_the_worst_moment_stops_all_at_one_update(toy):
+    runner = toy(solver=Team)
+    assert start(runner, 2, asked=signal_after_they_asked) == ['status 143'] * 2
+    assert last(runner).update == 4
+    assert start(runner, 2) == [15, 15]
+
+
 def test_processes_drop_apart(toy):
     runner = toy(solver=Dropping)
     start(runner, 2, Dropping)
