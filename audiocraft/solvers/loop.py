@@ -64,7 +64,7 @@ class Loop(Resumable):
             restored = self.restore(check=True)
             if self.cfg.continue_from:
                 self._continue_from(restored)
-            self._results.rewind(self.update)
+            distrib.from_rank_zero(lambda: self._results.rewind(self.update))
             self._publish_history()
             self._open_reporter()
             if len(self.history) < self.epochs:
@@ -136,7 +136,7 @@ class Loop(Resumable):
         self._committed, ran = True, False
         try:
             for stage in LATER_STAGES:
-                if self.should_run_stage(stage) and not self._results.is_done(stage, self.update):
+                if self.should_run_stage(stage) and not self._is_done(stage):
                     self._writer.wait()  # results never belong to an epoch that is not on disk
                     with self.swap_best_state():
                         metrics = self.run_stage(stage, getattr(self, stage))
@@ -145,6 +145,10 @@ class Loop(Resumable):
         finally:
             self._committed = False
         return ran
+
+    def _is_done(self, stage: str) -> bool:
+        # What process 0 sees counts: files come later into the view of another machine.
+        return distrib.from_rank_zero(lambda: self._results.is_done(stage, self.update))
 
     def _keep_results(self, stage: str, metrics: Metrics) -> None:
         self._pending_metrics.pop(stage)
