@@ -137,11 +137,12 @@ def _fail(error: Exception) -> tp.NoReturn:
 def main(cfg: DictConfig) -> tp.Any:
     """Train, or run one stage of, the XP that the overrides describe."""
     try:
-        result = run(cfg)
+        return run(cfg)
     except Exception as error:
         _fail(error)
-    distrib.finish()
-    return result
+    finally:
+        # Also when a signal ends the run: threads of a group that nobody left abort the process at its end.
+        distrib.finish()
 
 
 main.dora.dir = AudioCraftEnvironment.get_dora_dir()
