@@ -220,6 +220,7 @@ class Faults:
     def disk(self, solver: Fragile) -> None:
         """From now on no file gets longer than some bytes, as when a disk or a quota is full."""
         import resource
+        solver._writer.wait()  # the checkpoint that is being written finds its room; the next one does not
         limit = int(os.environ[f'{VARIABLE}_LIMIT'])
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 
