@@ -235,7 +235,7 @@ class Loop(Resumable):
             self._rows, self._draw_calls = (part.total, start), 0
             metrics = {}
             # Gradients travel once per update, with the last micro-batch.
-            waiting = distrib.no_sync(self.modules.values()) if number < len(pieces) else nullcontext()
+            waiting = distrib.no_sync(self._trained_together) if number < len(pieces) else nullcontext()
             with waiting:
                 returned = self.run_step(idx, piece, metrics)
             metrics = metrics if returned is None else returned

@@ -120,8 +120,8 @@ class Reporting(flashy.BaseSolver):
 
     def _report_end(self, worked: bool) -> None:
         last = {stage: metrics for stage, metrics in (self.history[-1] if self.history else {}).items()}
-        lines = [f'  {stage}: ' + ', '.join(f'{name} {value:.4g}' if isinstance(value, float) else f'{name} {value}'
-                                            for name, value in metrics.items()) for stage, metrics in last.items()]
+        lines = [f'  {stage}: ' + ', '.join(f'{name} {text}' for name, text in self.described(metrics).items())
+                 for stage, metrics in last.items()]
         what = 'Finished' if worked else 'Nothing to do, this XP is finished'
         self.logger.info('\n'.join([f'{what}: {len(self.history)} epochs, {self.update} updates, in {self.folder}',
                                     *lines]))

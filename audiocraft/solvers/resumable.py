@@ -57,6 +57,11 @@ class Resumable(Reporting):
         """The registered modules by name."""
         return states.stateful_modules(self.stateful)
 
+    @functools.cached_property
+    def _trained_together(self) -> list[nn.Module]:
+        """The modules whose gradients travel during the backward pass; kept, since each micro-batch asks."""
+        return [module for module in self.modules.values() if distrib.is_parallel(module)]
+
     @property
     def checkpoint_name(self) -> str:
         """Which weights the stages after an epoch use, in words."""

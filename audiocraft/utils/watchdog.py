@@ -24,15 +24,12 @@ class Watchdog:
         folder (Path): of the XP; the stacks go to `stacks.<rank>.log` there, and to stderr.
         rank (int): of this process.
         timeout (float or None): seconds without a beat; None or 0: nothing is watched.
-        on_hang (callable): called with the one line that is also logged, before the process ends.
     """
 
-    def __init__(self, folder: str | Path, rank: int, timeout: float | None, *,
-                 on_hang: tp.Callable[[str], tp.Any] | None = None) -> None:
+    def __init__(self, folder: str | Path, rank: int, timeout: float | None) -> None:
         self.path = Path(folder) / f'stacks.{rank}.log'
         self.rank = rank
         self.timeout = timeout or 0.
-        self.on_hang = on_hang
         self.last = ''  # what was going on at the last beat
         self._tick = min(1., self.timeout / 4)
         self._beats = self._seen = 0
@@ -113,5 +110,3 @@ class Watchdog:
         os.write(2, header)
         faulthandler.dump_traceback(2, all_threads=True)
         logger.critical(line)
-        if self.on_hang is not None:
-            self.on_hang(line)

@@ -15,7 +15,7 @@ BEGIN = """
 import ctypes, os, sys, threading, time
 from audiocraft.utils import watchdog
 watchdog.GRACE = 0.5
-dog = watchdog.Watchdog(sys.argv[1], 3, TIMEOUT, on_hang=lambda line: open(sys.argv[1] + '/told', 'w').write(line))
+dog = watchdog.Watchdog(sys.argv[1], 3, TIMEOUT)
 def stuck_here():
     time.sleep(600)
 """
@@ -41,7 +41,6 @@ def test_a_hang_ends_with_the_stacks(tmp_path):
         assert text.count('stuck_here') == 2 and 'most recent call first' in text
         assert 'Rank 3: nothing has moved for 0.5 s, the last was "update 12".' in text
     assert stacks(tmp_path).startswith('of a run before\n\n== 20')
-    assert said.splitlines()[-1] == (tmp_path / 'told').read_text()
 
 
 def test_busy_main_thread(tmp_path):
