@@ -18,6 +18,9 @@ CORE = [
 ]
 EXTRAS = {
     'video': ['av>=17,<19'],
+    # The image and text towers whose features MMAudio was trained on. Weights are never downloaded.
+    'clip': ['open_clip_torch>=3.3,<4', 'torchvision>=0.26,<0.27'],
+    'eval': ['hear21passt>=0.0.26,<0.1', 'transformers>=5.10,<6'],
     'plots': ['matplotlib>=3.10,<4'],
     'tensorboard': ['tensorboard>=2.20,<3'],
     'wandb': ['wandb>=0.25,<1'],
