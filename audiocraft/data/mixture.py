@@ -8,7 +8,7 @@ import torch
 
 from ..environment import resolve_path
 from ..utils.errors import UserError
-from .layout import Spec, describe_keys, ragged_keys
+from .layout import Spec, StoreFiles, describe_keys, ragged_keys
 from .manifest import Row
 from .store import Store
 
@@ -25,7 +25,8 @@ class Mixture:
     dtypes, rates, durations (but for stores with ragged keys) and the extractors that made a key.
 
     Args:
-        sources (list): paths, stores, or dicts `{'path': ..., 'repeat': 5}`.
+        sources (list): paths, stores, or dicts `{'path': ..., 'repeat': 5, 'optional': True}`; an optional one that
+            is not there is left out, and named in a warning.
         keys (list of str or None): the keys to read, all by default.
         limit (int or None): only the first `limit` rows.
     Attributes:
@@ -40,7 +41,7 @@ class Mixture:
             sources = [sources]
         opened: dict[str, Store] = {}
         self.stores, self.repeats = [], []
-        for source in sources:
+        for source in _present(sources):
             store, repeat = _open(source, opened)
             self.stores.append(store)
             self.repeats.append(repeat)
@@ -121,6 +122,18 @@ def identity(store: Store, repeat: int = 1) -> dict[str, tp.Any]:
             'sha256': {name: record['sha256'] for name, record in sorted(files.items())}}
 
 
+def _present(sources: tp.Sequence[Source]) -> list[Source]:
+    """The sources without the optional ones that are not there."""
+    present: list[Source] = []
+    for source in sources:
+        optional = isinstance(source, tp.Mapping) and source.get('optional', False)
+        if optional and not StoreFiles.at(resolve_path(source['path'])).folder.exists():  # type: ignore[index]
+            logger.warning('There is no store %s: training goes on without it.', source['path'])  # type: ignore[index]
+        else:
+            present.append(source)
+    return present
+
+
 def _open(source: Source, opened: dict[str, Store]) -> tuple[Store, int]:
     if isinstance(source, Store):
         return source, 1
@@ -133,7 +146,7 @@ def _open(source: Source, opened: dict[str, Store]) -> tuple[Store, int]:
 
 
 def _open_described(source: tp.Mapping[str, tp.Any], opened: dict[str, Store]) -> tuple[Store, int]:
-    unknown = source.keys() - {'path', 'repeat'}
+    unknown = source.keys() - {'path', 'repeat', 'optional'}
     if unknown or 'path' not in source:
         raise UserError(f'A store is given as a path or as {{path: ..., repeat: 5}}, not as {dict(source)!r}.')
     repeat = source.get('repeat', 1)

@@ -75,10 +75,13 @@ class Batch:
 
         Args:
             key (str): name of the tensor.
-            null (Tensor): broadcastable to one item `[...]`; gradients flow into it from the missing items.
+            null (Tensor): broadcastable to one item `[...]`, and of its shape if the whole batch may lack the key;
+                gradients flow into it from the missing items.
         Returns:
             Tensor: `[B, ...]`, in the dtype of `null`.
         """
+        if key not in self.tensors:
+            return null.expand(len(self), *null.shape)
         present = self.tensors[key].to(null.dtype)
         if key not in self.rows:
             return present

@@ -25,3 +25,14 @@ def logit_normal(z: torch.Tensor, mean: float = 0., scale: float = 1.) -> torch.
 def flow_loss(pred: torch.Tensor, x0: torch.Tensor, x1: torch.Tensor, min_sigma: float = 0.) -> torch.Tensor:
     """Mean squared error of a predicted velocity `[B, ...]` for each item, `[B]`."""
     return (pred - velocity(x0, x1, min_sigma)).square().flatten(1).mean(1)
+
+
+def binned(loss: torch.Tensor, t: torch.Tensor, bins: int = 25) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sums of the losses `[B]` of the items whose times `[B]` fall into each of `bins` equal parts of [0, 1].
+
+    Returns:
+        sums and counts, both `[bins]`, of the dtype of `loss`.
+    """
+    index = (t * bins).long().clamp(0, bins - 1)
+    zeros = torch.zeros(bins, dtype=loss.dtype, device=loss.device)
+    return zeros.index_add(0, index, loss), zeros.index_add(0, index, torch.ones_like(loss))

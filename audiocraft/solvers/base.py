@@ -16,7 +16,7 @@ from ..utils.errors import UserError
 from ..utils.random import Draws, seed_all
 from .feed import size_of
 from .loop import Loop
-from .setup import check_batch_size, check_stages, describe_modules, select_device
+from .setup import check_batch_size, check_stages, describe_modules, select_device, set_precision
 
 M = tp.TypeVar('M', bound=nn.Module)
 
@@ -44,6 +44,7 @@ class StandardSolver(Loop):
     def __init__(self, cfg: omegaconf.DictConfig) -> None:
         super().__init__(cfg)
         self.device = select_device(cfg.device)
+        set_precision(tf32=cfg.tf32, cudnn_benchmark=cfg.cudnn_benchmark)
         self._ema_modules: dict[str, nn.Module] = {}
         check_stages(self, StandardSolver)
         check_batch_size(cfg)

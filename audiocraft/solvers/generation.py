@@ -1,7 +1,9 @@
 """The evaluate and generate loops of every solver that turns conditions into audio."""
 
 import dataclasses
+import json
 import typing as tp
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -15,11 +17,15 @@ from ..metrics.base import Metric, References
 from ..models.loaders import load_model
 from ..pages import plots
 from ..pages.samples import write_page
-from ..utils.config import build
+from ..utils.checkpoint import write_tensors
+from ..utils.config import build, to_plain
 from ..utils.errors import UserError
+from ..utils.files import write_atomic
+from ..utils.logging import jsonable
 from . import base
 
 Clips = list[Clip]
+TEST_RESULTS = 'test-output_metrics.json'  # in the folder of the XP
 
 
 class GenerationSolver(base.StandardSolver):
@@ -59,29 +65,58 @@ class GenerationSolver(base.StandardSolver):
     # -- evaluate ---------------------------------------------------------------------------------------------------
 
     def evaluate(self) -> dict[str, tp.Any]:
-        """Losses and metrics on `dset.evaluate`; the same metrics under each control; the ceiling of the codec."""
-        results = dict(self.common_train_valid('evaluate'))
+        """Losses and metrics on `dset.evaluate`; when all epochs are done, those of the final weights on `dset.test`."""
+        results = self.evaluate_on('evaluate')
+        if 'test' in self.dataloaders and len(self.history) >= self.epochs:
+            with self.final_weights():
+                scores = self.evaluate_on('test')
+            if distrib.is_rank_zero():
+                write_atomic(self.folder / TEST_RESULTS, json.dumps(jsonable(scores), indent=2, allow_nan=False))
+            results |= prefixed('test', scores)
+        return results
+
+    def evaluate_on(self, split: str) -> dict[str, tp.Any]:
+        """Losses and metrics on `dset.<split>`; the same metrics under each control; the ceiling of the codec."""
+        results = dict(self.common_train_valid(split))
         if not self.cfg.evaluate.metrics:
             return results
-        batches = list(self.batches('evaluate'))
-        references = self.references('evaluate', [i for batch in batches for i in batch.ids])
-        self.metrics = self.build_metrics() if distrib.is_rank_zero() else {}
+        batches = list(self.batches(split))
+        references = self.references(split, [i for batch in batches for i in batch.ids])
+        self.metrics = self.build_metrics(split) if distrib.is_rank_zero() else {}
         results |= self.scores(self.generated_clips(batches), references, self.cfg.evaluate.metrics)
         controls = [name for name in self.cfg.evaluate.control_metrics if self.cfg.evaluate.metrics.get(name)]
         if any(references) and controls:
             known = [clip for clip in references if clip is not None and distrib.is_rank_zero()]
             results |= prefixed('ceiling', self.scores(self.reconstructions(known), known, controls))
             for name, node in self.cfg.evaluate.controls.items():
-                results |= self.run_control(name, build(node), batches, references, controls)
+                results |= self.run_control(split, name, build(node), batches, references, controls)
         return results
 
-    def run_control(self, name: str, control: Control, batches: list[Batch], references: list[Clip | None],
-                    metrics: tp.Iterable[str]) -> dict[str, tp.Any]:
+    @contextmanager
+    def final_weights(self) -> tp.Iterator[None]:
+        """Within the context the modules hold what a finished training is tested with: the moving average.
+
+        A post-hoc one is made from its snapshots; the weights are kept as `final.safetensors` for each module.
+        """
+        if self.ema is None:
+            yield
+            return
+        states = self.ema.final()
+        if distrib.is_rank_zero():
+            for name, state in states.items():
+                path = self.folder / f'{"final" if name == "model" else f"final.{name}"}.safetensors'
+                write_tensors(path.with_suffix('.tmp'), state)
+                path.with_suffix('.tmp').replace(path)
+        with self.ema.swapped(states):
+            yield
+
+    def run_control(self, split: str, name: str, control: Control, batches: list[Batch],
+                    references: list[Clip | None], metrics: tp.Iterable[str]) -> dict[str, tp.Any]:
         """Scores of what is generated from changed pictures or words, against the truth of the pictures.
 
         Where words came from another clip, the scores against the clip of the words come too (`.../of_caption`).
         """
-        items = control([self.conditions('evaluate', i, c) for b in batches for i, c in zip(b.ids, b.captions)])
+        items = control([self.conditions(split, i, c) for b in batches for i, c in zip(b.ids, b.captions)])
         changed, start = [], 0
         for batch in batches:
             changed.append(self.online.replace(batch, items[start:start + len(batch)]))
@@ -108,8 +143,11 @@ class GenerationSolver(base.StandardSolver):
             self.watchdog.beat(f'{self._current_stage}: {name}')
         return results
 
-    def build_metrics(self) -> dict[str, Metric]:
-        metrics = {name: build(node) for name, node in (self.cfg.evaluate.metrics or {}).items() if node}
+    def build_metrics(self, split: str) -> dict[str, Metric]:
+        """The metrics; those that can take features of the truth from `dset.<split>.gt_cache` do."""
+        cache = self.cfg.dset[split].get('gt_cache')
+        metrics = {name: build({**node, **({'cache': cache} if 'cache' in node else {})})
+                   for name, node in (to_plain(self.cfg.evaluate.metrics) or {}).items() if node}
         fitted = [metric for metric in metrics.values() if metric.fitted]
         if fitted:
             clips = self.training_clips(self.cfg.evaluate.fit_clips)

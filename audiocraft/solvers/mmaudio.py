@@ -1,37 +1,58 @@
 """MMAudio: latents of sound from video and text, by flow matching (Cheng et al. 2025, arXiv:2412.15322)."""
 
 import torch
+from flashy.formatter import Formatter
 
 from .. import distrib, optim
-from ..data.loaders import build_loader
+from ..data.loaders import StoreLoader, build_loader
 from ..data.store_dataset import Batch
 from ..flow import path, samplers
+from ..models.loaders import find_checkpoint
+from ..models.mmaudio import PUBLISHED_DIMS
+from ..models.published.mmaudio import empty_string, published_facts
+from ..modules.sequence import sequence_lengths
+from ..utils.checkpoint import list_checkpoints
 from ..utils.config import build
 from ..utils.errors import UserError
 from .generation import GenerationSolver
 
 STAGES = ('train', 'valid', 'evaluate', 'generate')
+TIME_BINS = 25
+SAMPLE_RATES = {'16k': 16000, '44k': 44100}
 
 
 class MMAudioSolver(GenerationSolver):
     """A batch is raw latents (mean, std) with the features of pictures and words; the loss is the velocity's error."""
 
     def build_dataloaders(self) -> None:
+        """Stores of each stage; `test` is read by `evaluate`, when all epochs are done."""
         stages = [self.cfg.execute_only] if self.cfg.execute_only else STAGES
         for stage in dict.fromkeys([*stages, 'train']):  # dims and latent statistics come from the training store
-            # In evaluate and generate the processes share out whole batches.
-            world_size = distrib.world_size() if stage in ('train', 'valid') else 1
-            self.dataloaders[stage] = build_loader(self.cfg.dset[stage], self.cfg.dataset, stage=stage,
-                                                   seed=self.cfg.seed, rank=distrib.rank() % world_size,
-                                                   world_size=world_size)
+            self.dataloaders[stage] = self._loader(stage, stage)
+        if 'evaluate' in stages and (self.cfg.dset.get('test') or {}).get('stores'):
+            self.dataloaders['test'] = self._loader('test', 'evaluate')
         self.data = self.dataloaders['train'].mixture
-        self.facts = dict(self.data.facts)  # in checkpoints: which extractors and codec belong to the model
+        self.facts = self.known_facts(dict(self.data.facts))  # in checkpoints: extractors and codec of the model
         self.register_stateful('facts')
 
+    def _loader(self, split: str, like: str) -> StoreLoader:
+        # In evaluate and generate the processes share out whole batches.
+        world_size = distrib.world_size() if split in ('train', 'valid') else 1
+        return build_loader(self.cfg.dset[split], self.cfg.dataset, stage=like, seed=self.cfg.seed,
+                            rank=distrib.rank() % world_size, world_size=world_size)
+
+    def known_facts(self, facts: dict) -> dict:
+        """The facts of the stores; for those that MMAudio itself made, which say nothing, what is known of them."""
+        text = self.data.keys.get('text_features')
+        if 'extractors' in facts or not text or text[0] != (PUBLISHED_DIMS['text_seq_len'], PUBLISHED_DIMS['text_dim']):
+            return facts
+        return published_facts(SAMPLE_RATES[self.cfg.latents]) | facts
+
     def build_model(self) -> None:
-        mean, std = self.data.latent_stats()
-        model = build(self.cfg.model, **sizes(self.data.keys), latent_mean=mean.tolist(), latent_std=std.tolist(),
-                      empty_string_feat=self.empty_text())
+        """The network, with dims and statistics of the stores, and what trains it."""
+        model = build(self.cfg.model, **self.sizes(), **self.latent_statistics())
+        if not self.has_weights and (text := self.empty_text()) is not None:
+            model.empty_string_feat.data.copy_(text)
         self.model = self.prepare(model)
         self.optimizer = optim.build_optimizer(self.model.parameters(), self.cfg.optim)
         self.schedule = optim.build_lr_scheduler(self.optimizer, self.cfg.schedule, self.total_updates)
@@ -40,11 +61,63 @@ class MMAudioSolver(GenerationSolver):
         self.register_best('model')
         self.register_ema('model')
 
+    @property
+    def has_weights(self) -> bool:
+        """Whether the weights come from elsewhere, with the constants that belong to them."""
+        return bool(self.cfg.continue_from or list_checkpoints(self.folder / 'checkpoints'))
+
+    def latent_statistics(self) -> dict[str, list[float]]:
+        """Mean and deviation of the latents: a pass over a store that does not state them, so process 0 makes it."""
+        if self.has_weights:
+            return {}
+        mean, std = distrib.from_rank_zero(lambda: [x.tolist() for x in self.data.latent_stats()])
+        return {'latent_mean': mean, 'latent_std': std}
+
+    def empty_text(self) -> torch.Tensor | None:
+        """Features of the empty caption `[T, D]`, which stand for dropped or missing words; None if nobody knows."""
+        if 'extractors' not in self.facts:
+            self.logger.warning('No store says what made its text features: zeros stand for the empty caption.')
+            return None
+        if 'extractors' not in self.data.facts and (found := self._recorded_empty_text()) is not None:
+            return found
+        text = self.online.text('').cpu()
+        del self._online  # a tower of CLIP that training does not need
+        return text
+
+    def _recorded_empty_text(self) -> torch.Tensor | None:
+        try:
+            return empty_string()
+        except UserError as error:
+            self.logger.info('%s Computing the features of the empty caption instead.', error)
+            return None
+
+    def sizes(self) -> dict[str, int]:
+        """Dims and lengths of the network: those of the stores, and for what none has those of the weights to go on
+        from, or else MMAudio's."""
+        found = sizes(self.data.keys)
+        if all(f'{name}_dim' in found for name in FEATURES.values()):
+            return found
+        given = {}
+        if self.cfg.continue_from:
+            given = find_checkpoint(self.cfg.continue_from).state['models'].get('model') or {}
+        lengths = sequence_lengths(float(self.facts.get('duration', 8.)), SAMPLE_RATES[self.cfg.latents], hop=256)
+        known = PUBLISHED_DIMS | dict(clip_seq_len=lengths.clip, sync_seq_len=lengths.sync) | given
+        absent = {f'{name}_{what}': known[f'{name}_{what}'] for name in FEATURES.values() for what in ('dim', 'seq_len')
+                  if f'{name}_dim' not in found}
+        self.logger.info('No store has %s: their sizes are %s.',
+                         ' or '.join(key for key, name in FEATURES.items() if f'{name}_dim' not in found), absent)
+        return found | absent
+
+    def get_formatter(self, stage_name: str) -> Formatter:
+        """Losses by time go to the files, not to the terminal."""
+        return Formatter(default_format='.4g', exclude_keys=['loss_t*'])
+
     def best_metric(self) -> str:
         return 'loss'
 
     def run_step(self, idx: int, batch: Batch, metrics: dict) -> dict:
         """One update on the flow-matching loss; draws in the order latents, time, noise, video nulls, text nulls."""
+        padding = batch.part is not None and batch.part.padding
         batch = batch.to(self.device, non_blocking=True)
         draws = self.draws(len(batch))
         with self.autocast():
@@ -55,11 +128,23 @@ class MMAudioSolver(GenerationSolver):
             clip, sync, text = self.drop_conditions(batch, draws)
             xt = path.interpolate(x0, x1, t, self.cfg.sampling.min_sigma)
             pred = self.model(xt, clip, sync, text, t)
-            loss = path.flow_loss(pred, x0, x1, self.cfg.sampling.min_sigma).mean()
+            losses = path.flow_loss(pred, x0, x1, self.cfg.sampling.min_sigma)
+            loss = losses.mean()
         metrics['loss'] = loss.detach()
         if self.is_training:
             metrics.update(self.updater(loss))
+        elif not padding:
+            self.time_bins += torch.stack(path.binned(losses.float(), t.float(), TIME_BINS))
         return metrics
+
+    def common_train_valid(self, split: str, **kwargs) -> dict:
+        """Means over the items; outside of train also `loss_tNN`, the mean of the items in each 25th of time."""
+        self.time_bins = torch.zeros(2, TIME_BINS, device=self.device)
+        metrics = super().common_train_valid(split, **kwargs)
+        if split == 'train':
+            return metrics
+        sums, counts = torch.tensor(distrib.gather(self.time_bins.tolist())).sum(0)
+        return metrics | {f'loss_t{i:02d}': float(sums[i] / counts[i]) for i in range(TIME_BINS) if counts[i]}
 
     def drop_conditions(self, batch: Batch, draws) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Features of pictures, motion and words, with learned nulls where they are absent or dropped for guidance."""
@@ -76,15 +161,10 @@ class MMAudioSolver(GenerationSolver):
 
     def full_conditions(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """`clip [B, Tc, Dc]`, `sync [B, Ts, Ds]`, `text [B, Tt, Dt]` with nulls at the rows that have none."""
-        return (batch.fill('clip_features', self.model.empty_clip_feat),
-                batch.fill('sync_features', self.model.empty_sync_feat),
-                batch.fill('text_features', self.model.empty_string_feat))
-
-    def train(self):
-        return self.common_train_valid('train')
-
-    def valid(self):
-        return self.common_train_valid('valid')
+        model = self.model
+        return (batch.fill('clip_features', model.empty_clip_feat.expand(model.clip_seq_len, -1)),
+                batch.fill('sync_features', model.empty_sync_feat.expand(model.sync_seq_len, -1)),
+                batch.fill('text_features', model.empty_string_feat))
 
     def generate_audio(self, batch: Batch) -> torch.Tensor:
         conditions = self.model.preprocess_conditions(*self.full_conditions(batch))
@@ -99,18 +179,15 @@ class MMAudioSolver(GenerationSolver):
     def train_ids(self) -> list[str]:
         return self.data.ids
 
-    def empty_text(self) -> list[list[float]] | None:
-        """Features of the empty caption, which stand for dropped or missing words."""
-        return self.online.text('').tolist() if self.facts.get('extractors') else None
+
+FEATURES = {'clip_features': 'clip', 'sync_features': 'sync', 'text_features': 'text'}
 
 
 def sizes(keys: dict) -> dict[str, int]:
-    """Dims and lengths of the network from the shapes of a store's keys."""
-    missing = [key for key in ('mean', 'clip_features', 'sync_features', 'text_features') if key not in keys]
-    if missing:
-        raise UserError(f'dset.train.stores: no store has {" or ".join(missing)} (there is {", ".join(keys)}). Name at '
-                        'least one store of videos with captions; stores of sound alone can stand beside it.')
-    (latent_seq_len, latent_dim), (clip_seq_len, clip_dim) = keys['mean'][0], keys['clip_features'][0]
-    (sync_seq_len, sync_dim), (text_seq_len, text_dim) = keys['sync_features'][0], keys['text_features'][0]
-    return dict(latent_dim=latent_dim, latent_seq_len=latent_seq_len, clip_dim=clip_dim, clip_seq_len=clip_seq_len,
-                sync_dim=sync_dim, sync_seq_len=sync_seq_len, text_dim=text_dim, text_seq_len=text_seq_len)
+    """Dims and lengths of the network from the shapes of the keys that the stores have."""
+    if 'mean' not in keys:
+        raise UserError(f'dset.train.stores: no store has the latents "mean" (there is {", ".join(keys)}): extract them '
+                        'with a compression model of continuous latents.')
+    found = {f'{name}_{what}': keys[key][0][axis] for key, name in FEATURES.items() if key in keys
+             for axis, what in enumerate(('seq_len', 'dim'))}
+    return found | dict(latent_seq_len=keys['mean'][0][0], latent_dim=keys['mean'][0][1])

@@ -21,6 +21,7 @@ from ..utils.secrets import hide_config
 from ..utils.signals import StopFlag, Stopped
 from ..utils.watchdog import Watchdog
 from . import state as states
+from .continuing import go_on
 from .control import Control
 from .feed import Feed
 from .progress import Progress
@@ -168,8 +169,12 @@ class Resumable(Reporting):
         if restored:
             self.logger.info('continue_from is not used: this XP has a checkpoint of its own.')
             return
-        states.continue_from(self, self.cfg.continue_from)
+        training = states.continue_from(self, self.cfg.continue_from)
         self.initialize_ema()
+        if training is not None:
+            go_on(self, training)
+            if not self.cfg.execute_only:
+                self._write_checkpoint()  # from here on the file is not needed any more
 
     def initialize_ema(self) -> None:
         """Make the moving average from the weights of now."""

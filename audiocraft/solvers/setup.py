@@ -21,6 +21,12 @@ def select_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def set_precision(*, tf32: bool, cudnn_benchmark: bool) -> None:
+    """How exact and how fast GPUs work in float32; without effect on a CPU."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cudnn.benchmark = cudnn_benchmark
+
+
 def planned_stages(cfg: tp.Any) -> list[str]:
     """Return the stages that a config will run; `every: 0` switches evaluate or generate off."""
     if cfg.execute_only:

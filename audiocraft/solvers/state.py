@@ -10,8 +10,9 @@ from torch import nn
 from .. import distrib
 from ..environment import resolve_path
 from ..models.loaders import find_checkpoint, is_published
+from ..models.published import files, mmaudio_training
 from ..optim import optimizer_state
-from ..utils.checkpoint import Checkpoint, State, read_tensors
+from ..utils.checkpoint import Checkpoint, State
 from ..utils.config import diff, from_yaml, to_plain
 from ..utils.errors import UserError
 from ..utils.secrets import hide_config
@@ -152,23 +153,32 @@ def check_data(checkpoint: Checkpoint, facts: tp.Mapping[str, tp.Any], partial: 
 
 def _weights_of(path: Path) -> tuple[str, dict[str, State]]:
     """The weights of a single file, under the name `model`."""
-    if path.suffix == '.safetensors':
-        return str(path), {'model': read_tensors(path)}
     try:
-        return str(path), {'model': torch.load(path, map_location='cpu', weights_only=True)}
-    except Exception as error:
+        return str(path), {'model': files.read_state(path)}
+    except UserError as error:
         raise UserError(f'continue_from: cannot read the weights in {path}: {error}') from error
 
 
-def continue_from(solver: tp.Any, reference: str) -> None:
+def continue_from(solver: tp.Any, reference: str) -> mmaudio_training.Training | None:
     """Load the weights of another XP or of a file into a solver; optimizer, EMA and history start anew.
+
+    The checkpoint of a training by MMAudio (`<exp>_ckpt_last.pth`) continues all of it; its other files, weights only.
 
     Args:
         reference (str): `//sig/SIG`, `//reference/PATH`, `//pretrained/NAME`, the folder of an XP, of one checkpoint
-            or of an export, a safetensors file, a published codec. Of a checkpoint the best state is taken, else the
-            EMA, else the last.
+            or of an export, a safetensors file, a published model, a checkpoint of MMAudio's training. Of a checkpoint
+            the best state is taken, else the EMA, else the last.
+    Returns:
+        Training or None: what else a training by MMAudio left, for `continuing.go_on`.
     """
     path = resolve_path(reference)
+    if mmaudio_training.reads(path):
+        training = mmaudio_training.read(path)
+        if 'model' not in solver.modules:
+            raise UserError(f'continue_from={reference} is a training of an MMAudio network: give it to a '
+                            '`solver=mmaudio/...`.')
+        _load_into(solver.modules['model'], training.weights, str(path))
+        return training
     if path.is_file() and not is_published(path):
         where, weights = _weights_of(path)
     else:
@@ -186,5 +196,6 @@ def continue_from(solver: tp.Any, reference: str) -> None:
     if not loaded:
         raise UserError(f'continue_from={reference}: {where} holds none of the modules {", ".join(fresh)}.')
     kept = f'; {", ".join(fresh)} starts anew' if fresh else ''
-    logger.info('continue_from=%s: loaded %s (%s)%s. Optimizer and history start anew.', reference, ', '.join(loaded),
-                where, kept)
+    logger.info('continue_from=%s: loaded %s (%s)%s. Weights only: optimizer, averages and history start anew.',
+                reference, ', '.join(loaded), where, kept)
+    return None

@@ -86,3 +86,15 @@ def test_wrong_keys_and_nothing(paths):
         Mixture([paths / 'audio'], keys=['codes'])
     with pytest.raises(UserError, match='empty'):
         Mixture([])
+
+
+def test_optional_stores_may_be_absent(paths, caplog):
+    absent = {'path': str(paths / 'clotho'), 'optional': True}
+    mixture = Mixture([paths / 'video', absent, {'path': str(paths / 'audio'), 'optional': True}])
+    assert [store.name for store in mixture.stores] == ['video', 'audio']
+    assert f'no store {paths / "clotho"}' in caplog.text
+    with pytest.raises(UserError, match='clotho'):
+        Mixture([paths / 'video', {'path': str(paths / 'clotho')}])
+    (paths / 'clotho').mkdir()
+    with pytest.raises(UserError, match='clotho'):
+        Mixture([paths / 'video', absent])  # damaged is not absent

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from audiocraft.flow.path import flow_loss, interpolate, logit_normal, velocity
+from audiocraft.flow.path import binned, flow_loss, interpolate, logit_normal, velocity
 
 
 @pytest.mark.parametrize('min_sigma', [0., 0.1])
@@ -32,3 +32,8 @@ def test_logit_normal():
     t = logit_normal(z)
     assert 0 < t.min() and t.max() < 1 and abs(t.median() - 0.5) < 0.02
     assert logit_normal(z, mean=1.).median() > 0.7 and logit_normal(z, scale=0.1).std() < 0.03
+
+
+def test_binned_loss():
+    sums, counts = binned(torch.tensor([1., 2., 3., 4.]), torch.tensor([0., 0.49, 0.5, 1.]), bins=2)
+    assert sums.tolist() == [3., 7.] and counts.tolist() == [2., 2.]

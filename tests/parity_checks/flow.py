@@ -5,7 +5,7 @@ import re
 import torch
 
 from audiocraft.flow.guidance import Field
-from audiocraft.flow.path import flow_loss, interpolate, logit_normal
+from audiocraft.flow.path import binned, flow_loss, interpolate, logit_normal
 from audiocraft.flow.samplers import adaptive, euler, times
 
 from .base import Fixture, Report
@@ -50,4 +50,11 @@ def _check_trajectory(fixture: Fixture, report: Report, field: Field) -> None:
     report.close('euler.traj.x', torch.stack([x for _, x in seen]), fixture['euler.traj.x'])
 
 
-CHECKS = {'mmaudio/flow_matching': check_flow_matching}
+def check_binned_loss(fixture: Fixture, report: Report) -> None:
+    """Sums and counts of losses by time."""
+    sums, counts = binned(fixture['loss'], fixture['t'], bins=len(fixture['count']))
+    report.close('sums', sums, fixture['hist_sum'])
+    report.equal('counts', counts, fixture['count'])
+
+
+CHECKS = {'mmaudio/flow_matching': check_flow_matching, 'mmaudio/binned_loss': check_binned_loss}

@@ -1,9 +1,11 @@
 """The MMAudio solver on stores with and without pictures, and the controls that change what it sees."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from audiocraft.data.store_dataset import Batch
 from audiocraft.data.store_writer import StoreWriter
@@ -47,9 +49,70 @@ def test_sound_without_pictures_trains_the_null_features(tmp_path: Path) -> None
     assert torch.equal(solver.model.empty_string_feat, torch.zeros(3, 6)), 'frozen'
 
 
-def test_sound_alone_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match='clip_features or sync_features'):
-        runner(tmp_path, store(tmp_path / 'sound', SOUND, 6)).run()
+def test_sound_and_words_alone(tmp_path: Path) -> None:
+    """The sizes of the features that no store has are MMAudio's, or those of the model to go on from."""
+    sound = store(tmp_path / 'sound', SOUND, 6)
+    solver = runner(tmp_path / 'a', sound).run()
+    assert solver.model.empty_clip_feat.shape == (1, 1024) and solver.model.clip_seq_len == 8
+    assert solver.model.empty_sync_feat.abs().max() > 0
+    video = runner(tmp_path / 'b', store(tmp_path / 'video', VIDEO, 6)).run()
+    other = runner(tmp_path / 'c', sound)
+    with other.solver(f'continue_from={video.folder}') as solver:
+        assert solver.model.empty_clip_feat.shape == (1, 5) and solver.model.clip_seq_len == 4
+        solver.run()
+        assert torch.equal(solver.model.latent_mean, video.model.latent_mean), 'of the weights, not of the new store'
+
+
+def test_codes_are_refused(tmp_path: Path) -> None:
+    keys = {key: spec for key, spec in VIDEO.items() if key not in ('mean', 'std')}
+    with pytest.raises(UserError, match='no store has the latents "mean"'):
+        runner(tmp_path, store(tmp_path / 'video', keys, 6)).run()
+
+
+def test_videos_without_captions(tmp_path: Path) -> None:
+    keys = {key: spec for key, spec in VIDEO.items() if key != 'text_features'}
+    solver = runner(tmp_path, store(tmp_path / 'video', keys, 6)).run()
+    assert solver.model.empty_string_feat.shape == (77, 1024)
+
+
+def test_losses_by_time(tmp_path: Path) -> None:
+    solver = runner(tmp_path, store(tmp_path / 'video', VIDEO, 40)).run('optim.epochs=2', 'dataset.batch_size=8')
+    first, second = (epoch['valid'] for epoch in solver.history)
+    bins = sorted(key for key in first if key.startswith('loss_t'))
+    assert 10 < len(bins) <= 25 and bins == sorted(key for key in second if key.startswith('loss_t'))
+    assert all(first[key] > 0 for key in bins) and not any(key.startswith('loss_t') for key in solver.history[0]['train'])
+
+
+def test_the_same_noise_each_time(tmp_path: Path) -> None:
+    solver = runner(tmp_path, store(tmp_path / 'video', VIDEO, 10)).run('optim.epochs=2', 'optim.lr=0')
+    assert solver.history[0]['valid']['loss'] == solver.history[1]['valid']['loss']
+
+
+def test_the_last_epoch_is_tested_with_the_final_average(tmp_path: Path) -> None:
+    path = store(tmp_path / 'video', VIDEO, 6)
+    run = runner(tmp_path, path)
+    solver = run.run('optim.epochs=2', 'optim.updates_per_epoch=4', 'optim.ema.snapshot_every=4', 'evaluate.every=1',
+                     'evaluate.metrics=null', dset__test={'stores': [str(path)], 'media': None})
+    first, second = (epoch['evaluate'] for epoch in solver.history)
+    assert not any(key.startswith('test/') for key in first)
+    assert second['test/loss'] == pytest.approx(second['loss'], rel=0.2) and second['test/loss'] != second['loss']
+    scores = json.loads((run.xp_folder / 'test-output_metrics.json').read_text())
+    assert scores['loss'] == second['test/loss']
+    final = load_file(run.xp_folder / 'final.safetensors')
+    assert torch.allclose(final['final_layer.conv.weight'], solver.ema.synthesize(0.05)['model']['final_layer.conv.weight'])
+
+
+def test_a_store_that_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MMAudio's own: rates, codec and extractors are those of `latents`, the empty text is read from its file."""
+    monkeypatch.setenv('AUDIOCRAFT_WEIGHTS', str(tmp_path / 'weights'))
+    (tmp_path / 'weights' / 'ext_weights').mkdir(parents=True)
+    empty = torch.randn(1, 77, 1024)
+    torch.save(empty, tmp_path / 'weights' / 'ext_weights' / 'empty_string.pth')
+    path = store(tmp_path / 'video', {**VIDEO, 'text_features': ((77, 1024), torch.float32)}, 4)
+    path.with_name('video.facts.json').unlink()
+    solver = runner(tmp_path, path).run('latents=44k')
+    assert torch.equal(solver.model.empty_string_feat, empty[0])
+    assert solver.facts['codec'] == '//pretrained/mmaudio/vae_44k' and solver.facts['sample_rate'] == 44100
 
 
 @pytest.mark.parametrize('joint', [True, False])
