@@ -5,8 +5,8 @@ before its pictures, gives pictures and sound that begin together at 0.
 
 **Which picture stands for a moment**: slot k of a rate is at time k / fps, and takes the picture that is *nearest* in
 time (the earlier one of two equally near). This is robust to timestamps that are rounded to milliseconds and to
-variable frame rates, and the last picture is not lost. The last picture serves for slots up to half a frame period
-after its own end; a later slot means that the video is too short.
+variable frame rates, and the last picture is not lost. The last picture serves for slots up to half a frame period,
+or `TOLERANCE`, after its own end; a later slot means that the video is too short.
 """
 
 import typing as tp
@@ -22,8 +22,9 @@ from .media import MediaError, require_file
 from .muxing import AudioTrack, av, container_format, with_decoding_times, write_pictures
 
 Size = tuple[int, int]
-AUDIO_TOLERANCE = 0.1
-"""Seconds of sound that may be missing at the end (codecs and muxers round); they are filled with zeros."""
+View = tp.Callable[[torch.Tensor], torch.Tensor]
+TOLERANCE = 0.1
+"""Seconds that may be missing at the end (codecs and muxers round): the last picture stays, the sound gets zeros."""
 
 
 @dataclass
@@ -60,10 +61,10 @@ class VideoInfo:
 class _Slots:
     """Gives each moment of one rate its nearest picture, as the pictures come by."""
 
-    def __init__(self, moments: tp.Callable[[int], float], count: tp.Optional[int]):
-        self.moment, self.count = moments, count
+    def __init__(self, moments: tp.Callable[[int], float], count: tp.Optional[int], reduce: tp.Optional[View] = None):
+        self.moment, self.count, self.reduce = moments, count, reduce
         self.next = 0
-        self.pictures: list[np.ndarray] = []
+        self.pictures: list[torch.Tensor] = []
         self.times: list[float] = []
 
     @property
@@ -71,7 +72,11 @@ class _Slots:
         return self.count is not None and self.next >= self.count
 
     def _take(self, picture: '_Picture') -> None:
-        self.pictures.append(picture.pixels())
+        if self.times and self.times[-1] == picture.time:
+            self.pictures.append(self.pictures[-1])
+        else:
+            pixels = picture.pixels()
+            self.pictures.append(pixels if self.reduce is None else self.reduce(pixels))
         self.times.append(picture.time)
         self.next += 1
 
@@ -87,23 +92,45 @@ class _Slots:
             self._take(last)
 
 
+class _LateSlots(_Slots):
+    """The picking that MMAudio's features were recorded with: a moment takes the first picture that is not before it.
+
+    The moments are sums of rounded steps, so that some pass the picture that they mean: it is lost, and so are
+    the moments after the last picture.
+    """
+
+    def __init__(self, rate: float, count: tp.Optional[int], reduce: tp.Optional[View] = None):
+        self.sums = [0.]
+        super().__init__(self.sums.__getitem__, count, reduce)
+        self.step = 1 / rate
+
+    def between(self, before: '_Picture', after: '_Picture') -> None:
+        while not self.full and self.moment(self.next) <= after.time:
+            self._take(after)
+            self.sums.append(self.sums[-1] + self.step)
+
+    def until(self, last: '_Picture', reach: float) -> None:
+        pass
+
+
 class _Picture:
     """A decoded picture, converted when a slot first wants it and only once."""
 
     def __init__(self, frame: tp.Any, time: float, size: tp.Optional[Size], converter: tp.Any):
         self.frame, self.time, self.size, self.converter = frame, time, size, converter
         self.rotation = int(round(frame.rotation / 90)) % 4
-        self._pixels: tp.Optional[np.ndarray] = None
+        self._pixels: tp.Optional[torch.Tensor] = None
 
-    def pixels(self) -> np.ndarray:
-        """Return `[H, W, 3]` uint8, upright and of the wanted size."""
+    def pixels(self) -> torch.Tensor:
+        """Return `[1, 3, H, W]` uint8, upright and of the wanted size, the channels of a pixel side by side."""
         if self._pixels is None:
             height, width = self.size or (None, None)
             if self.rotation % 2:
                 height, width = width, height
             # Area averaging: strong reductions keep what moves between the pixels.
             image = self.converter.reformat(self.frame, width, height, 'rgb24', interpolation='AREA').to_ndarray()
-            self._pixels = np.rot90(image, self.rotation) if self.rotation else image
+            image = np.ascontiguousarray(np.rot90(image, self.rotation)) if self.rotation else image
+            self._pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
             self.frame = None
         return self._pixels
 
@@ -140,7 +167,7 @@ class _Decoder:
             raise MediaError(self.path, 'unreadable', 'its video track holds no picture')
         self.end = max(self.end, self.previous.time + self.period)
         for slots in self.slots:
-            slots.until(self.previous, self.end + self.period / 2 if slots.count is not None else self.end)
+            slots.until(self.previous, self.end if slots.count is None else self.end + max(self.period / 2, TOLERANCE))
         return self
 
     def _configure(self, stream: tp.Any) -> None:
@@ -180,7 +207,7 @@ class _Decoder:
             return None, None
         start = self.origin or 0.
         missing = start + duration - self.sound.end
-        if not pad and missing > AUDIO_TOLERANCE:
+        if not pad and missing > TOLERANCE:
             raise MediaError(self.path, 'too short', f'{max(0., duration - missing):.1f} s of audio, '
                                                      f'needs {duration:g} s')
         return torch.from_numpy(self.sound.between(start, duration)), self.sound.sample_rate
@@ -188,7 +215,8 @@ class _Decoder:
 
 def read_video(path: tp.Union[str, Path], fps: tp.Union[float, tp.Sequence[float]] = (8., 25.),
                duration: tp.Optional[float] = None, size: tp.Optional[Size] = None, audio: bool = True, *,
-               threads: int = 1) -> Video:
+               threads: int = 1, reduce: tp.Optional[tp.Mapping[float, tp.Optional[View]]] = None,
+               picking: str = 'nearest') -> Video:
     """Decode a video once, and return its pictures at one or several rates, and its sound.
 
     Args:
@@ -198,16 +226,24 @@ def read_video(path: tp.Union[str, Path], fps: tp.Union[float, tp.Sequence[float
         size (tuple of int or None): (height, width) of the pictures, area-averaged; None for their own.
         audio (bool): whether to decode the sound; if so it must be there.
         threads (int): of the decoder; more than 1 pays off for large pictures only.
+        reduce (dict or None): for a rate, what is done to each chosen picture uint8 `[1, 3, H, W]` as soon as it is
+            decoded, so that a large video takes no gigabytes: returns uint8 `[1, 3, h, w]`.
+        picking (str): `nearest`; or `late`, the recorded one of MMAudio, which loses pictures and may return fewer.
     Returns:
         Video: `round(duration * fps)` pictures for each rate, `round(duration * sample_rate)` samples.
     Raises:
         MediaError: its `reason` is 'missing', 'empty', 'unreadable', 'no video track', 'no audio track' or
             'too short'.
     """
+    if picking not in ('nearest', 'late'):
+        raise ValueError(f'picking must be nearest or late, got "{picking}"')
     rates = [float(rate) for rate in ((fps,) if isinstance(fps, (int, float)) else fps)]
-    slots = [_Slots(_even(rate), None if duration is None else round(duration * rate)) for rate in rates]
+    reduce = reduce or {}
+    counts = [None if duration is None else round(duration * rate) for rate in rates]
+    slots = [_LateSlots(rate, count, reduce.get(rate)) if picking == 'late' else
+             _Slots(_even(rate), count, reduce.get(rate)) for rate, count in zip(rates, counts)]
     decoder = _Decoder(path, slots, size=size, duration=duration, audio=audio, threads=threads).run()
-    for rate, slot in zip(rates, slots):
+    for rate, slot in zip(rates, slots if picking == 'nearest' else []):
         if duration is None:
             _trim(slot, max(1, round(decoder.end * rate)), decoder)
         elif not slot.full:
@@ -231,9 +267,9 @@ def _trim(slots: _Slots, count: int, decoder: _Decoder) -> None:
     slots.until(decoder.previous, float('inf'))
 
 
-def _stack(pictures: tp.Sequence[np.ndarray]) -> torch.Tensor:
+def _stack(pictures: tp.Sequence[torch.Tensor]) -> torch.Tensor:
     """Return uint8 `[T, 3, H, W]`, contiguous."""
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+    return torch.cat(list(pictures)).contiguous()
 
 
 def thumbnails(path: tp.Union[str, Path], n: int, size: tp.Optional[Size] = None) -> torch.Tensor:

@@ -7,6 +7,8 @@ from torch import nn
 
 # Feature key -> (shape of one item, dtype).
 Spec = dict[str, tuple[tuple[int, ...], torch.dtype]]
+# Frames uint8 [T, 3, H, W] -> frames uint8 [T, 3, h, w], each on its own.
+View = tp.Callable[[torch.Tensor], torch.Tensor]
 
 
 def weights_sha256(module: nn.Module) -> str:
@@ -14,7 +16,7 @@ def weights_sha256(module: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}\n'.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
@@ -46,6 +48,14 @@ class Extractor(nn.Module):
         assert self.fps is not None, 'only extractors of frames need frames'
         return round(duration * self.fps)
 
+    def reduce(self, frames: torch.Tensor) -> torch.Tensor:
+        """Reduce uint8 frames `[T, 3, H, W]` to uint8 frames `[T, 3, h, w]`, each on its own, as `prepare` begins.
+
+        Readers may do it to each picture right after it is decoded, so that a large video takes no gigabytes.
+        Therefore `prepare` must call it, and frames that are reduced already must come back unchanged.
+        """
+        return frames
+
     def prepare(self, item: tp.Any) -> tp.Any:
         """Bring one item into the form that batches are made of (resizing, tokenising), on the CPU.
 
@@ -65,7 +75,11 @@ class Extractor(nn.Module):
     def identity(self) -> dict[str, tp.Any]:
         """Return plain data that tells this extractor from any other: its config and the sha256 of its weights."""
         return {'build_cfg': getattr(self, 'build_cfg', {'_target_': f'{type(self).__module__}.{type(self).__name__}'}),
-                'fps': self.fps, 'weights_sha256': weights_sha256(self)}
+                'fps': self.fps, 'weights_sha256': self.weights_sha256()}
+
+    def weights_sha256(self) -> str:
+        """Return the sha256 of the weights; what is large may remember it."""
+        return weights_sha256(self)
 
 
 def frame_rates(extractors: tp.Iterable[Extractor]) -> list[float]:
@@ -77,3 +91,17 @@ def frame_size(extractors: tp.Iterable[Extractor]) -> tuple[int, int] | None:
     """Return what frames are reduced to while they are decoded: the size on which all extractors agree, or None."""
     sizes = {extractor.size for extractor in extractors if extractor.consumes == 'frames'}
     return sizes.pop() if len(sizes) == 1 else None
+
+
+def frame_views(extractors: tp.Iterable[Extractor]) -> dict[float, View | None]:
+    """Return for each frame rate what may be done to its pictures as they are decoded: see `Extractor.reduce`.
+
+    None where there is nothing to do, and where several extractors share a rate: each gets the pictures as they are.
+    """
+    models = [extractor for extractor in extractors if extractor.consumes == 'frames' and extractor.fps]
+    views: dict[float, View | None] = {}
+    for rate in frame_rates(models):
+        sharing = [model for model in models if model.fps == rate]
+        alone = len(sharing) == 1 and type(sharing[0]).reduce is not Extractor.reduce
+        views[rate] = sharing[0].reduce if alone else None
+    return views

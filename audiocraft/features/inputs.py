@@ -1,8 +1,10 @@
 """What extraction reads: the items of a folder or a table, and each item decoded for the extractors."""
 import dataclasses
 import functools
+import itertools
 import logging
 import math
+import os
 import typing as tp
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from ..data.manifest import caption_of, iter_table, read_table
 from ..data.media import AUDIO_SUFFIXES, VIDEO_SUFFIXES, MediaError
 from ..data.resampling import resample_sinc
 from ..utils.errors import UserError
-from .base import Extractor, frame_rates, frame_size
+from .base import Extractor, frame_rates, frame_size, frame_views
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +38,7 @@ class Item:
             video, which is taken from its beginning.
         window (tuple of float or None): start and duration in seconds, of a window that may be short.
         listed (str): path of the file as the table of the store gives it, for windows.
+        refused (str): why it cannot be used, known before anything is read.
     """
     id: str
     path: Path | None
@@ -43,6 +46,7 @@ class Item:
     bounds: tuple[int, int] | None = None
     window: tuple[float, float] | None = None
     listed: str = ''
+    refused: str = ''
 
 
 def read_captions(path: str | Path, column: str = 'id') -> dict[str, str]:
@@ -51,6 +55,8 @@ def read_captions(path: str | Path, column: str = 'id') -> dict[str, str]:
     for line, row in iter_table(path, required=[column]):
         if 'caption' not in row and 'label' not in row:
             raise UserError(f'{path}, line {line}: no column "caption" or "label"; columns: {", ".join(row)}.')
+        if not row[column]:
+            raise UserError(f'{path}, line {line}: its "{column}" is empty.')
         captions[row[column]] = caption_of(row)
     return captions
 
@@ -66,31 +72,83 @@ def count_captions(items: list[Item], captions: tp.Mapping[str, str], path: str 
     """Say how many items have no caption: a table of other names would otherwise give a store without texts."""
     without = sum(not item.caption for item in items)
     if path is not None and without:
-        if without == len(items):
+        if without == len(items) and (any(captions.values()) or not captions):
             raise UserError(f'{path}: not one of its {len(captions)} ids is the name of a media file (without suffix), '
                             f'such as "{items[0].id}"')
         logger.warning('%d of %d items have no caption in %s: theirs is empty.', without, len(items), path)
     return items
 
 
-def list_videos(data_dir: str | Path, captions_tsv: str | Path | None = None) -> list[Item]:
+def _some(names: tp.Iterable[str], limit: int = 3) -> str:
+    """The first few of some names, in words."""
+    first = list(itertools.islice(names, limit + 1))
+    return ', '.join(f'"{name}"' for name in first[:limit]) + (', ...' if len(first) > limit else '')
+
+
+def _missing(captions: tp.Mapping[str, str], found: tp.Container[str], path: str | Path | None, where: str | Path,
+             only_listed: bool) -> list[Item]:
+    """Items for what a table lists and is not there; they are counted and named, and rejected if asked for."""
+    ids = sorted(id for id in captions if id not in found)
+    if ids and len(ids) == len(captions) and only_listed:
+        raise UserError(f'{path}: not one of its {len(ids)} ids, such as "{ids[0]}", is in {where}')
+    if ids:
+        logger.warning('%d of %d ids of %s are not in %s: %s%s', len(ids), len(captions), path, where, _some(ids),
+                       ' (left out as missing)' if only_listed else '')
+    return [Item(id, None, captions[id], refused=f'missing: it is not in {where}') for id in ids] if only_listed else []
+
+
+def _video_files(folder: Path) -> tuple[list[Path], set[Path]]:
+    """Whatever has the name of a video, sorted by name, and which of these are folders; hidden ones do not count."""
+    with os.scandir(folder) as entries:
+        found = {folder / entry.name: entry.is_dir() for entry in entries
+                 if Path(entry.name).suffix.lower() in VIDEO_SUFFIXES}
+    hidden = [path.name for path in sorted(found) if path.name.startswith('.')]
+    if hidden:
+        logger.info('%d hidden files of %s are not looked at: %s', len(hidden), folder, _some(hidden))
+    files = sorted(path for path in found if not path.name.startswith('.'))
+    return files, {path for path in files if found[path]}
+
+
+def list_videos(data_dir: str | Path, captions_tsv: str | Path | None = None, only_listed: bool = False) -> list[Item]:
     """Return the videos of a folder, sorted by name; the file stem is the id and finds the caption.
 
+    Of files of one stem the first is taken, in the order of `VIDEO_SUFFIXES`; the others are refused under their
+    whole name. Sub-folders are not searched.
+
+    Args:
+        data_dir (str or Path): the folder.
+        captions_tsv (str or Path or None): table `id`, `caption` (or `label`).
+        only_listed (bool): only what the table lists; what has no file is an item that is refused.
     Raises:
-        UserError: no such folder, no video in it, two files of one stem, or captions of quite other videos.
+        UserError: no such folder, no video in it, or captions of quite other videos.
     """
     folder = _require_folder(data_dir)
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES)
+    files, folders = _video_files(folder)
     if not files:
-        raise UserError(f'{folder} holds no video ({", ".join(VIDEO_SUFFIXES)})')
-    by_id: dict[str, Path] = {}
-    for path in files:
-        if path.stem in by_id:
-            raise UserError(f'{path} and {by_id[path.stem].name} have the same id "{path.stem}": rename one of them')
-        by_id[path.stem] = path
+        raise UserError(f'{folder} holds no video ({", ".join(VIDEO_SUFFIXES)}); sub-folders are not searched')
     captions = read_captions(captions_tsv) if captions_tsv else {}
-    items = [Item(id, path, captions.get(id, '')) for id, path in by_id.items()]
-    return count_captions(items, captions, captions_tsv)
+    kept: dict[str, Path] = {}
+    for path in sorted(files, key=lambda path: (path in folders, VIDEO_SUFFIXES.index(path.suffix.lower()), path)):
+        kept.setdefault(path.stem, path)
+    items = [_video_item(path, kept, captions) for path in files if not only_listed or path.stem in captions]
+    twins = [item.id for item in items if item.refused]
+    if twins:
+        logger.warning('%d files are left out: %s', len(twins), _some(twins))
+    missing = _missing(captions, kept, captions_tsv, folder, only_listed)
+    items = count_captions(items, captions, captions_tsv)
+    return sorted([*items, *missing], key=lambda item: item.path.name if item.path else item.id)
+
+
+def _video_item(path: Path, kept: tp.Mapping[str, Path], captions: tp.Mapping[str, str]) -> Item:
+    """The item of a file, refused where another one has its id or nobody could write its name down."""
+    name = path.name.encode('utf-8', 'backslashreplace').decode('utf-8')
+    if name != path.name:
+        return Item(name, None, refused='unreadable: its name is not utf-8')
+    caption = captions.get(path.stem, '')
+    if kept[path.stem] == path:
+        return Item(path.stem, path, caption)
+    id = name if name not in kept else f'{name}#1'
+    return Item(id, path, caption, refused=f'duplicate: {kept[path.stem].name} has the same id "{path.stem}"')
 
 
 def _find_audio(folder: Path, name: str) -> Path | None:
@@ -110,11 +168,19 @@ def _bounds(row: tp.Mapping[str, str], path: str | Path) -> tuple[int, int]:
     return start, end
 
 
-def list_clips(data_dir: str | Path, clips_tsv: str | Path, captions_tsv: str | Path | None = None) -> list[Item]:
+def list_clips(data_dir: str | Path, clips_tsv: str | Path, captions_tsv: str | Path | None = None,
+               only_listed: bool = False) -> list[Item]:
     """Return the clips of a table `id name start_sample end_sample`; captions are found by name.
 
     A row that is there twice counts once. Other clips of a repeated id get `id#1`, `id#2`, ..., so that each can be
     found again.
+
+    Args:
+        data_dir (str or Path): folder of the audio files.
+        clips_tsv (str or Path): the table of clips.
+        captions_tsv (str or Path or None): table `id`, `caption` (or `label`); its ids are names of files.
+        only_listed (bool): only clips of files that the table of captions lists; a file without a clip is an item that
+            is refused.
 
     Raises:
         UserError: no such folder or table, no clip, or bounds that make no sense.
@@ -122,8 +188,11 @@ def list_clips(data_dir: str | Path, clips_tsv: str | Path, captions_tsv: str | 
     folder = _require_folder(data_dir)
     captions = read_captions(captions_tsv) if captions_tsv else {}
     find = functools.lru_cache(maxsize=None)(functools.partial(_find_audio, folder))
-    items, seen, count = [], set(), dict[str, int]()
-    for row in read_table(clips_tsv, required=['id', 'name', 'start_sample', 'end_sample']):
+    items, seen, count = list[Item](), set(), dict[str, int]()
+    rows = read_table(clips_tsv, required=['id', 'name', 'start_sample', 'end_sample'])
+    for row in rows:
+        if only_listed and row['name'] not in captions:
+            continue
         bounds = _bounds(row, clips_tsv)
         if (row['id'], row['name'], bounds) in seen:
             continue
@@ -131,9 +200,10 @@ def list_clips(data_dir: str | Path, clips_tsv: str | Path, captions_tsv: str | 
         repeat = count[row['id']] = count.get(row['id'], -1) + 1
         id = f'{row["id"]}#{repeat}' if repeat else row['id']
         items.append(Item(id, find(row['name']), captions.get(row['name'], ''), bounds))
-    if not items:
+    if not rows:
         raise UserError(f'{clips_tsv} lists no clip')
-    return count_captions(items, captions, captions_tsv)
+    missing = _missing(captions, {row['name'] for row in rows}, captions_tsv, clips_tsv, only_listed)
+    return [*count_captions(items, captions, captions_tsv), *(item for item in missing if item.id not in count)]
 
 
 def _pieces(path: Path) -> tp.Iterator[np.ndarray]:
@@ -143,9 +213,10 @@ def _pieces(path: Path) -> tp.Iterator[np.ndarray]:
             yield from (piece.T for piece in file.blocks(1 << 18, dtype='float32', always_2d=True))
         return
     from ..data.audio_frames import to_float
-    from ..data.video import audio_stream, open_media  # needs PyAV, which audio files do not
+    from ..data.video import audio_stream, decoded_packets, open_media  # needs PyAV, which audio files do not
     with open_media(path) as container:
-        yield from (to_float(frame) for frame in container.decode(audio_stream(container, path)))
+        for frames in decoded_packets(container, [audio_stream(container, path)], path):
+            yield from map(to_float, frames)
 
 
 @functools.lru_cache(maxsize=64)
@@ -170,6 +241,8 @@ class Reader:
             training data.
         channels (int): of the audio that extractors get.
         min_duration (float): seconds that a window must have.
+        span (int or None): samples that an item gets, where that is more than the duration has: codecs round up to
+            whole frames. They come from the file, and are silence where it ends; nothing is refused for them.
     """
     extractors: tp.Mapping[str, Extractor]
     sample_rate: int
@@ -177,11 +250,17 @@ class Reader:
     normalize_audio: bool = True
     channels: int = 1
     min_duration: float = 0.
+    span: int | None = None
+
+    @property
+    def needed(self) -> int:
+        """Samples per channel of the duration."""
+        return round(self.duration * self.sample_rate)
 
     @property
     def samples(self) -> int:
         """Samples per channel of an item, at most."""
-        return round(self.duration * self.sample_rate)
+        return self.span or self.needed
 
     def __call__(self, item: Item) -> dict[str, tp.Any]:
         """Return the prepared input of each extractor.
@@ -190,7 +269,7 @@ class Reader:
             MediaError: with the reason for which the item cannot be used.
         """
         if item.path is None:
-            raise MediaError(item.id, 'missing', 'no audio file with this name')
+            raise MediaError(item.id, 'missing', 'there is no file with this name')
         frames: dict[float, torch.Tensor] = {}
         if item.window is not None:
             wav = self._window(item.path, *item.window)
@@ -209,11 +288,20 @@ class Reader:
     def _video(self, path: Path) -> tuple[torch.Tensor, dict[float, torch.Tensor]]:
         from ..data.video import read_video  # needs PyAV, which audio files do not
         models = self.extractors.values()
-        video = read_video(path, frame_rates(models), self.duration, size=frame_size(models))
+        video = read_video(path, frame_rates(models), self.duration, size=frame_size(models),
+                           reduce=frame_views(models))
         if video.audio is None or video.sample_rate is None:
             raise MediaError(path, 'no audio track')
-        wav = self._level(video.audio, path)
+        wav = self._level(self._with_rest(video.audio, video.sample_rate, path), path)
         return self._fit(resample_kaiser_best(wav, video.sample_rate, self.sample_rate), path, TOLERANCE), video.frames
+
+    def _with_rest(self, wav: torch.Tensor, rate: int, path: Path) -> torch.Tensor:
+        """Append to the sound of a video what follows it up to the samples of an item, a few milliseconds."""
+        from ..data.container_audio import read_container_audio
+        rest = self.samples / self.sample_rate - self.duration
+        if rest <= 0.5 / self.sample_rate:
+            return wav
+        return torch.cat([wav, read_container_audio(path, self.duration, rest)[0]], dim=-1)
 
     def _audio(self, path: Path, bounds: tuple[int, int]) -> torch.Tensor:
         info = audio_info(path)
@@ -248,9 +336,8 @@ class Reader:
         return wav / peak_of(path, self.channels == 1) * PEAK if self.normalize_audio else wav
 
     def _fit(self, wav: torch.Tensor, path: Path, tolerance: float) -> torch.Tensor:
-        """Cut to the duration; fill what is missing within the tolerance with zeros."""
-        missing = self.samples - wav.shape[-1]
-        if missing > math.ceil(tolerance * self.sample_rate):
+        """Cut to the samples of an item; fill up with zeros what may be missing: of the duration the tolerance."""
+        if self.needed - wav.shape[-1] > math.ceil(tolerance * self.sample_rate):
             raise MediaError(path, 'too short', f'{wav.shape[-1] / self.sample_rate:.2f} s of audio, '
                                                 f'needs {self.duration:g} s')
-        return torch.nn.functional.pad(wav, (0, missing))
+        return torch.nn.functional.pad(wav, (0, self.samples - wav.shape[-1]))

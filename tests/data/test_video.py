@@ -237,6 +237,68 @@ def test_too_short(clip: Path, tmp_path: Path) -> None:
         read_video(path, (25.,), 1.)
 
 
+def steady(path: Path, seconds: float, fps: int, sound: tp.Optional[float] = None) -> Path:
+    """Write small pictures and sound of about these lengths; times are whole milliseconds."""
+    count = round(seconds * fps)
+    return write(path, frames=np.full((count, 16, 16, 3), 128, np.uint8), codec='mpeg4', fps=fps,
+                 times_ms=[round(1000 * index / fps) for index in range(count)], wav=clicks(sound or seconds))
+
+
+@pytest.mark.parametrize('seconds, fps, sound', [(7.99, 30, 7.99), (7.96, 25, 7.95), (7.92, 12, 7.93), (7.99, 60, 8.)])
+def test_a_little_may_be_missing_at_the_end(tmp_path: Path, seconds: float, fps: int, sound: float) -> None:
+    video = read_video(steady(tmp_path / 'a.mkv', seconds, fps, sound), (8., 25.), 8.)
+    assert {rate: len(frames) for rate, frames in video.frames.items()} == {8.: 64, 25.: 200}
+    assert video.audio is not None and video.audio.shape == (1, 8 * RATE)
+    assert not video.audio[:, round((sound + 0.08) * RATE):].any()
+
+
+@pytest.mark.parametrize('seconds, sound', [(7.8, 8.), (8., 7.8)])
+def test_much_may_not_be_missing(tmp_path: Path, seconds: float, sound: float) -> None:
+    with pytest.raises(MediaError, match=r'too short: 7\.8.* needs 8 s'):
+        read_video(steady(tmp_path / 'a.mkv', seconds, 25, sound), (8., 25.), 8.)
+
+
+def test_the_recorded_picking_loses_pictures(tmp_path: Path) -> None:
+    path = steady(tmp_path / 'a.mkv', 8., 25)
+    nearest, late = (read_video(path, (25.,), 8., audio=False, picking=name) for name in ('nearest', 'late'))
+    assert (nearest.times[25.] * 25).round().tolist() == list(range(200))
+    assert len(late.frames[25.]) == len(late.times[25.]) == 199
+    assert set(late.times[25.].tolist()) < set(nearest.times[25.].tolist())
+    with pytest.raises(ValueError, match='early'):
+        read_video(path, (25.,), 8., picking='early')
+
+
+def halves(frames: torch.Tensor) -> torch.Tensor:
+    """Every other pixel, of frames of any size."""
+    return frames[..., ::2, ::2]
+
+
+@pytest.mark.parametrize('kind', ['plain', 'rotated', 'ten bits', 'variable rate'])
+def test_pictures_are_reduced_as_they_are_decoded(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / 'a.mp4'
+    if kind == 'ten bits':
+        write(path, frames=pictures(25), codec='libx265', pixels='yuv420p10le', preset='ultrafast',
+              **{'x265-params': 'log-level=none:pools=1:frame-threads=1'})
+    elif kind == 'variable rate':
+        path = write(tmp_path / 'a.mkv', frames=pictures(25), times_ms=[int(1000 * (i / 25) ** 1.2) for i in range(25)])
+    else:
+        write(path, frames=pictures(25))
+    if kind == 'rotated':
+        rotate(path, 90)
+    whole = read_video(path, (8., 25.), 0.9, audio=False)
+    seen: list[torch.Tensor] = []
+
+    def reduce(frames: torch.Tensor) -> torch.Tensor:
+        seen.append(frames)
+        return halves(frames)
+    video = read_video(path, (8., 25.), 0.9, audio=False, reduce={25.: reduce, 8.: None})
+    assert torch.equal(video.frames[8.], whole.frames[8.])
+    assert torch.equal(video.frames[25.], halves(whole.frames[25.])) and video.frames[25.].is_contiguous()
+    assert [index_of(frame) for frame in video.frames[25.]] == [index_of(frame) for frame in whole.frames[25.]]
+    assert {tuple(frames.shape) for frames in seen} == {(1, 3, 64, 36) if kind == 'rotated' else (1, 3, 36, 64)}
+    assert len(seen) == len(set(video.times[25.].tolist())), 'a picture that is taken twice is reduced once'
+
+
 def test_a_file_without_sound(tmp_path: Path) -> None:
     path = write(tmp_path / 'a.mp4', frames=pictures(10))
     for read in (read_video, read_media_audio, read_audio):
