@@ -1,8 +1,9 @@
 """Make a store of media and captions: latents and features, one row per item; go on where it was stopped.
 
 A folder of videos; with --clips_tsv, clips of audio files; with --manifest or --config audio_codes, windows of audio
-files. `torchrun --nproc_per_node=N scripts/extract.py ...` shares the work between N processes. Every key of
-config/extract/*.yaml can be given as KEY=VALUE.
+files. --config video_mmaudio_16k|44k and audio_mmaudio_16k|44k make what MMAudio is trained on, of what --captions_tsv
+lists (`captions` writes such tables). `torchrun --nproc_per_node=N scripts/extract.py ...` shares the work between N
+processes. Every key of config/extract/*.yaml can be given as KEY=VALUE.
 """
 
 import argparse
@@ -24,12 +25,13 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument('--latent_dir', help='folder for what a resumed extraction needs; may be deleted later')
     parser.add_argument('--config', help='yaml of config/extract (video_tiny; with --clips_tsv audio_tiny; '
                                          'with --manifest audio_codes)')
-    parser.add_argument('--codec', help='compression model: //sig/SIG, the folder of an XP, or a checkpoint')
+    parser.add_argument('--codec', help='compression model: //sig/SIG, the folder of an XP, a checkpoint, or '
+                                        '//pretrained/NAME')
     parser.add_argument('--duration', type=float, help='seconds of an item')
     parser.add_argument('--sample_rate', type=int, help='16000 or 44100: must be that of the codec')
     parser.add_argument('--batch_size', type=int, help='items per pass through the models')
     parser.add_argument('--num_workers', type=int, help='threads that decode')
-    parser.add_argument('--device', help='where the models run: cpu or cuda')
+    parser.add_argument('--device', help='where the models run: cpu, cuda or auto')
     parser.add_argument('overrides', nargs='*', metavar='KEY=VALUE', help='other keys, e.g. extractors.motion.fps=25')
     return parser
 

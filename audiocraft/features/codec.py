@@ -54,6 +54,16 @@ class Codec(Extractor):
         dim = self.model.num_codebooks if self.model.is_discrete else dim
         return {key: ((frames, dim), self.dtype) for key in self.timed}
 
+    def span(self, duration: float) -> int:
+        """Return how many samples the latents of `duration` seconds stand for, at least those of the duration.
+
+        Frames are rounded up: 8 s at 44.1 kHz, 352800 samples, make 345 frames of 1024 samples, 353280.
+        """
+        samples = round(duration * self.sample_rate)
+        frames = self.model.latent_shape(samples)[1]
+        span = max(samples, round(frames * self.sample_rate / self.model.frame_rate))
+        return span if self.model.latent_shape(span)[1] == frames else samples
+
     @torch.no_grad()
     def forward(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
         """Encode waveforms `[B, C, T]`."""

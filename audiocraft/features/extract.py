@@ -1,12 +1,11 @@
 """Extraction: media and captions to a store of latents and features.
 
 One process, or several that share the work by files (`RANK` and `WORLD_SIZE`, as torchrun sets them); the result is the
-same. Threads decode ahead of the models, a window of a few batches, so that memory does not grow with the data.
+same. Threads decode ahead of the models, a window of a few batches, so that memory does not grow with the data, and
+another one writes behind them; see `pipeline.py`.
 """
-import collections
-import concurrent.futures
+import errno
 import hashlib
-import itertools
 import logging
 import os
 import time
@@ -18,6 +17,7 @@ import torch
 from ..data.journal import read_journals
 from ..data.media import MediaError
 from ..data.store_writer import KeySpec, StoreWriter
+from ..environment import resolve_path
 from ..models.compression import CompressionModel
 from ..utils.config import build
 from ..utils.errors import UserError
@@ -25,21 +25,24 @@ from ..utils.logging import ProgressLine
 from .base import Extractor
 from .codec import Codec
 from .inputs import Item, Reader, list_clips, list_videos
+from .pipeline import DTYPES, Behind, Inputs, Outputs, Runner, ahead
 from .windows import list_windows
 
 logger = logging.getLogger(__name__)
 
-Inputs = dict[str, tp.Any]
 Loaded = tuple[Item, Inputs | None, str]
+# What goes wrong with the machine and not with a file: to leave files out for it would lose good ones.
+MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN)
 
 
 def extract(*, data_dir: str | Path | None = None, output_dir: str | Path, codec: str | CompressionModel,
             extractors: tp.Mapping[str, tp.Any] | None = None, duration: float,
             captions_tsv: str | Path | None = None, clips_tsv: str | Path | None = None,
             manifest: str | Path | None = None, windows: bool = False, min_duration: float = 1.,
-            latent_dir: str | Path | None = None, sample_rate: int | None = None, batch_size: int = 16,
-            num_workers: int = 2, normalize_audio: bool = True, device: str = 'cpu', log_items: int = 50,
-            rank: int | None = None, world_size: int | None = None) -> Path:
+            only_listed: bool = False, latent_dir: str | Path | None = None, sample_rate: int | None = None,
+            batch_size: int = 16, num_workers: int = 2, normalize_audio: bool = True, device: str = 'cpu',
+            dtype: str = 'float32', log_items: int = 50, rank: int | None = None,
+            world_size: int | None = None) -> Path:
     """Make a store of a folder of videos, of clips of audio files (`clips_tsv`), or of windows of them (`windows`).
 
     Started again, also with another number of processes, it goes on where it was stopped; when all is there it only
@@ -57,12 +60,16 @@ def extract(*, data_dir: str | Path | None = None, output_dir: str | Path, codec
             table with a column `path`.
         windows (bool): cut all audio files below `data_dir` into windows; latents and codes are then ragged keys.
         min_duration (float): seconds that the last window of a file must have.
+        only_listed (bool): of the folder (of the table of clips) only what `captions_tsv` lists; what has no file is
+            rejected as `missing`.
         latent_dir (str or Path or None): folder for what is needed to resume; by default beside the store.
         sample_rate (int or None): that the latents must have; only compared with that of the codec.
         batch_size (int): items per pass through the models.
         num_workers (int): threads that decode.
         normalize_audio (bool): scale each file's largest sample (mixed to mono if the codec is mono) to 0.95.
-        device (str): where the models run.
+        device (str): where the models run: cpu, cuda (of several processes each takes the GPU of its `LOCAL_RANK`) or
+            auto.
+        dtype (str): float32; bfloat16: automatic mixed precision around all models. What is stored stays float32.
         log_items (int): a line of progress every so many items.
         rank, world_size (int or None): this process among several; from the environment when None.
     Returns:
@@ -71,10 +78,12 @@ def extract(*, data_dir: str | Path | None = None, output_dir: str | Path, codec
         UserError: nothing to extract, a store of something else at `output_dir`, no item accepted, ...
     """
     rank, world_size = _place(rank, world_size)
-    items = _list_items(data_dir, clips_tsv, manifest, captions_tsv, duration, min_duration if windows else None)
+    check_models(codec, extractors or {}, dtype)
+    items = _list_items(data_dir, clips_tsv, manifest, captions_tsv, duration, min_duration if windows else None,
+                        only_listed)
     videos = not (windows or clips_tsv)
-    models = build_extractors(codec, extractors or {}, device, with_frames=videos)
-    facts = store_facts(models, items, duration=duration, normalize_audio=normalize_audio,
+    models = build_extractors(codec, extractors or {}, choose_device(device), with_frames=videos)
+    facts = store_facts(models, items, duration=duration, normalize_audio=normalize_audio, dtype=dtype,
                         **({'min_duration': float(min_duration)} if windows else {}))
     _check_rate(sample_rate, facts['sample_rate'])
     columns = ['label' if videos else 'caption', 'duration', *(['start', 'path'] if windows else [])]
@@ -83,10 +92,11 @@ def extract(*, data_dir: str | Path | None = None, output_dir: str | Path, codec
     if writer.complete:
         logger.info('already complete: %s, nothing to do', writer.finish().files.folder)
         return Path(output_dir)
-    reader = Reader(models, facts['sample_rate'], duration, normalize_audio, facts['channels'], min_duration)
+    span = None if windows else tp.cast(Codec, models['codec']).span(duration)
+    reader = Reader(models, facts['sample_rate'], duration, normalize_audio, facts['channels'], min_duration, span)
     first, last = (len(items) * part // world_size for part in (rank, rank + 1))
     try:
-        _fill(writer, models, reader, items[first:last], batch_size, num_workers, log_items)
+        _fill(writer, Runner(models, batch_size, dtype), reader, items[first:last], num_workers, log_items)
     finally:
         writer.close()
     if rank == 0:
@@ -101,8 +111,34 @@ def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
             int(os.environ.get('WORLD_SIZE', 1)) if world_size is None else world_size)
 
 
+def check_models(codec: str | CompressionModel, nodes: tp.Mapping[str, tp.Any], dtype: str = 'float32') -> None:
+    """Raise `UserError` with all published weights that are missing, before a folder is listed or a model built."""
+    if dtype not in DTYPES:
+        raise UserError(f'dtype={dtype} is unknown, expected one of {", ".join(DTYPES)}')
+    values = [codec, *(value for node in nodes.values() if isinstance(node, tp.Mapping) for value in node.values())]
+    names = [value for value in values if isinstance(value, str) and value.startswith('//pretrained/')]
+    problems = []
+    for name in dict.fromkeys(names):
+        try:
+            resolve_path(name)
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError('\n'.join(problems))
+
+
+def choose_device(name: str) -> str:
+    """The device of this process: `cuda` is the GPU of its `LOCAL_RANK`, `auto` that or the CPU."""
+    if name == 'auto':
+        name = 'cuda' if torch.cuda.is_available() else 'cpu'
+    if name == 'cuda' and torch.cuda.is_available():
+        name = f'cuda:{int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()}'
+        torch.cuda.set_device(name)  # else every process would also take memory of the first one
+    return name
+
+
 def _check_sources(data_dir: str | Path | None, clips_tsv: str | Path | None, manifest: str | Path | None,
-                   windows: bool) -> None:
+                   windows: bool, only_listed: bool, captions_tsv: str | Path | None) -> None:
     if (data_dir is None) == (manifest is None):
         raise UserError('extract needs either data_dir, a folder of media, or manifest, a list of audio files')
     if manifest is not None and not windows:
@@ -110,16 +146,25 @@ def _check_sources(data_dir: str | Path | None, clips_tsv: str | Path | None, ma
                         f'another one with windows: true')
     if clips_tsv is not None and windows:
         raise UserError(f'{clips_tsv}: either clips of a table or windows of whole files, not both')
+    if only_listed and windows:
+        raise UserError('only_listed is for videos and for clips of audio files: list the files of windows in a '
+                        'manifest')
+    if only_listed and captions_tsv is None:
+        raise UserError('only_listed=true takes what captions_tsv lists: give --captions_tsv, or only_listed=false for '
+                        'all files of the folder')
 
 
 def _list_items(data_dir: str | Path | None, clips_tsv: str | Path | None, manifest: str | Path | None,
-                captions_tsv: str | Path | None, duration: float, min_duration: float | None) -> list[Item]:
+                captions_tsv: str | Path | None, duration: float, min_duration: float | None,
+                only_listed: bool) -> list[Item]:
     """The items of the store; windows when they have a `min_duration`."""
-    _check_sources(data_dir, clips_tsv, manifest, min_duration is not None)
+    _check_sources(data_dir, clips_tsv, manifest, min_duration is not None, only_listed, captions_tsv)
     source = tp.cast(Path, data_dir if manifest is None else manifest)
     if min_duration is not None:
         return list_windows(source, duration=duration, min_duration=min_duration, captions_tsv=captions_tsv)
-    return list_clips(source, clips_tsv, captions_tsv) if clips_tsv else list_videos(source, captions_tsv)
+    if clips_tsv:
+        return list_clips(source, clips_tsv, captions_tsv, only_listed)
+    return list_videos(source, captions_tsv, only_listed)
 
 
 def build_extractors(codec: str | CompressionModel, nodes: tp.Mapping[str, tp.Any], device: str = 'cpu',
@@ -153,7 +198,7 @@ def store_spec(models: tp.Mapping[str, Extractor], duration: float, ragged: bool
 
 
 def store_facts(models: tp.Mapping[str, Extractor], items: tp.Sequence[Item], *, duration: float,
-                normalize_audio: bool, **more: tp.Any) -> dict[str, tp.Any]:
+                normalize_audio: bool, dtype: str = 'float32', **more: tp.Any) -> dict[str, tp.Any]:
     """Return what the store says of itself: rates, duration, which models made it from which items, and `more`."""
     codec = tp.cast(Codec, models['codec'])
     listed = [[item.id, item.path and item.path.name, item.caption, item.bounds,
@@ -162,7 +207,7 @@ def store_facts(models: tp.Mapping[str, Extractor], items: tp.Sequence[Item], *,
     return {
         **more, **(discrete if codec.model.is_discrete else {}),
         'sample_rate': codec.sample_rate, 'frame_rate': codec.model.frame_rate, 'channels': codec.model.channels,
-        'duration': float(duration), 'normalize_audio': normalize_audio, 'codec': codec.reference,
+        'duration': float(duration), 'normalize_audio': normalize_audio, 'dtype': dtype, 'codec': codec.reference,
         'fps': {key: model.fps for model in models.values() if model.fps for key in model.spec(duration)},
         'extractors': {name: {**model.identity(), 'consumes': model.consumes, 'keys': list(model.spec(duration))}
                        for name, model in models.items()},
@@ -177,82 +222,64 @@ def _check_rate(wanted: int | None, found: int) -> None:
 
 def _load(reader: Reader, item: Item) -> Loaded:
     """Decode one item; what is wrong with a file is a reason to leave it out, not to stop."""
+    if item.refused:
+        return item, None, item.refused
     try:
         return item, reader(item), ''
-    except MediaError as error:
-        return item, None, f'{error.reason}: {error.detail}' if error.detail else error.reason
+    except Exception as error:  # decoders raise anything over a damaged file
+        cause = error.__cause__ or error
+        if isinstance(cause, MemoryError) or getattr(cause, 'errno', None) in MACHINE:
+            raise
+        if isinstance(error, MediaError):
+            return item, None, f'{error.reason}: {error.detail}' if error.detail else error.reason
+        return item, None, f'unreadable: {type(error).__name__}: {error}'
 
 
-def _ahead(function: tp.Callable[[Item], Loaded], items: tp.Sequence[Item], threads: int,
-           window: int) -> tp.Iterator[Loaded]:
-    """Yield `function(item)` in order, computed by threads, never more than `window` ahead."""
-    rest = iter(items)
-    with concurrent.futures.ThreadPoolExecutor(max(1, threads), 'decode') as pool:
-        futures = collections.deque(pool.submit(function, item) for item in itertools.islice(rest, window))
-        try:
-            while futures:
-                result = futures.popleft().result()
-                futures.extend(pool.submit(function, item) for item in itertools.islice(rest, 1))
-                yield result
-        finally:
-            for future in futures:
-                future.cancel()
-
-
-def _fill(writer: StoreWriter, models: tp.Mapping[str, Extractor], reader: Reader, items: tp.Sequence[Item],
-          batch_size: int, num_workers: int, log_items: int) -> None:
+def _fill(writer: StoreWriter, runner: Runner, reader: Reader, items: tp.Sequence[Item], num_workers: int,
+          log_items: int) -> None:
     """Extract the items into the store that it has not, a batch at a time."""
     items = [item for item in items if not writer.has(item.id)]
-    def write(batch: list[tuple[Item, Inputs]], size: int) -> None:
-        _write(writer, models, batch, size, reader)
-
     progress = ProgressLine(logger, f'Extract | {writer.files.folder.name}', total=len(items), every=log_items)
-    loaded = _ahead(lambda item: _load(reader, item), items, num_workers, 2 * batch_size + num_workers)
+    loaded = ahead(lambda item: _load(reader, item), items, num_workers, 2 * runner.batch_size + num_workers)
     batch: list[tuple[Item, Inputs]] = []
     rejected = 0
-    try:
-        for _ in items:
-            item, inputs, reason = progress.wait(loaded)
-            if inputs is None:
-                logger.warning('%s is left out: %s', item.path or item.id, reason)
-                writer.reject(item.id, reason)
-                rejected += 1
-            elif inputs['codec'].shape[-1] < reader.samples:
-                write([(item, inputs)], 1)  # a short window has no other of its length: it goes alone, always
-            else:
-                batch.append((item, inputs))
-            if len(batch) == batch_size:
-                write(batch, batch_size)
-                batch = []
-            if progress.step():
-                progress.line({'rejected': str(rejected)})
-        if batch:
-            write(batch, batch_size)
-    finally:
-        progress.close()
+    with Behind() as behind:
+        def run(batch: list[tuple[Item, Inputs]], size: int | None = None) -> None:
+            outputs = runner([inputs for _, inputs in batch], [item.caption for item, _ in batch], size)
+            lengths = [inputs['codec'].shape[-1] for _, inputs in batch]
+            behind(_write, writer, reader, [item for item, _ in batch], lengths, outputs)
+
+        try:
+            for _ in items:
+                item, inputs, reason = progress.wait(loaded)
+                if inputs is None:
+                    if not item.refused:  # those were counted and named when the items were listed
+                        logger.warning('%s is left out: %s', item.path or item.id, reason)
+                    behind(writer.reject, item.id, reason)
+                    rejected += 1
+                elif inputs['codec'].shape[-1] < reader.samples:
+                    run([(item, inputs)], 1)  # a short window has no other of its length: it goes alone, always
+                else:
+                    batch.append((item, inputs))
+                if len(batch) == runner.batch_size:
+                    run(batch)
+                    batch = []
+                if progress.step():
+                    progress.line({'rejected': str(rejected)})
+            if batch:
+                run(batch)
+        finally:
+            progress.close()
 
 
-@torch.no_grad()
-def _write(writer: StoreWriter, models: tp.Mapping[str, Extractor], batch: list[tuple[Item, Inputs]], batch_size: int,
-           reader: Reader) -> None:
-    """Run the models on a batch and write its items.
-
-    A short batch is filled up with its last item: the kernels that are chosen, and with them the last bits of the
-    result, depend on the size, and the store must not depend on where batches were cut.
-    """
-    filled = [inputs for _, inputs in batch] + [batch[-1][1]] * (batch_size - len(batch))
-    features: dict[str, torch.Tensor] = {}
-    for name, model in models.items():
-        inputs = model.collate([item[name] for item in filled])
-        if isinstance(inputs, torch.Tensor):
-            inputs = inputs.to(_device_of(model))
-        features |= {key: (value.float() if value.is_floating_point() else value).cpu()
-                     for key, value in model(inputs).items()}
-    for i, (item, inputs) in enumerate(batch):
+def _write(writer: StoreWriter, reader: Reader, items: list[Item], lengths: list[int], outputs: Outputs) -> None:
+    """Write the items of a batch; `lengths` are those of their audio, in samples."""
+    features = outputs.wait()
+    for i, (item, length) in enumerate(zip(items, lengths)):
         row = {writer.columns[1]: item.caption, 'duration': f'{reader.duration:g}'}
         if item.window is not None:
-            row |= {'duration': _seconds(inputs['codec'].shape[-1] / reader.sample_rate),
-                    'start': _seconds(item.window[0]), 'path': item.listed}
+            row |= {'duration': _seconds(length / reader.sample_rate), 'start': _seconds(item.window[0]),
+                    'path': item.listed}
         writer.add(item.id, row, {key: value[i] for key, value in features.items()})
 
 
@@ -260,13 +287,10 @@ def _seconds(value: float) -> str:
     return f'{value:.6f}'.rstrip('0').rstrip('.')
 
 
-def _device_of(model: torch.nn.Module) -> torch.device:
-    return next((tensor.device for tensor in itertools.chain(model.parameters(), model.buffers())), torch.device('cpu'))
-
-
 def _wait_for_others(writer: StoreWriter, items: int, patience: float = 1800., poll: float = 0.5) -> None:
     """Wait until every item is in a journal; give up when nothing was added for `patience` seconds."""
     before, since, said = -1, time.monotonic(), False
+    started = since
     while (done := len({entry['id'] for entry in read_journals(writer.partial)})) < items:
         if done != before:
             before, since = done, time.monotonic()
@@ -276,7 +300,9 @@ def _wait_for_others(writer: StoreWriter, items: int, patience: float = 1800., p
         if not said:
             logger.info('waiting for the other processes: %d of %d items are done', done, items)
             said = True
-        time.sleep(poll)
+        # Journals of hundreds of thousands of items take a while to read: not all the time.
+        time.sleep(max(poll, 4 * (time.monotonic() - started)))
+        started = time.monotonic()
 
 
 def _report(writer: StoreWriter, output_dir: str | Path) -> None:

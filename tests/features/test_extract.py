@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from audiocraft.data.audio import resample_kaiser_best, write_audio
+from audiocraft.cli.extract import read_config
+from audiocraft.data.audio import write_audio
 from audiocraft.data.manifest import read_table, write_table
 from audiocraft.data.store import Store, check_store
 from audiocraft.data.video import read_video
@@ -22,6 +23,9 @@ from audiocraft.utils.checkpoint import save_checkpoint
 from audiocraft.utils.errors import UserError
 
 from .media import CODEC, DURATION, EXTRACTORS, codec, extractors, make_audio, make_video, make_videos, noise
+
+# Samples of an item: a second is 31.25 frames of the tiny codec, and the 32nd one gets what comes after the second.
+SPAN = 32 * 512
 
 
 def run(data: Path, out: Path, **options) -> Store:
@@ -62,7 +66,7 @@ def test_rows_hold_what_the_models_give_for_the_file(videos: Path, tmp_path: Pat
     models = extractors()
     video = read_video(videos / 'v3.mp4', [4., 8.], DURATION, size=(120, 160))
     whole = read_video(videos / 'v3.mp4', [], 1.2).audio
-    wav = resample_kaiser_best(video.audio / whole.abs().max() * 0.95, 16_000, 16_000)
+    wav = (whole / whole.abs().max() * 0.95)[:, :SPAN]
     row = {key: tensor[3] for key, tensor in store.tensors.items()}
     latents = Codec(codec())(wav[None])
     torch.testing.assert_close(row['mean'], latents['mean'][0], rtol=1e-3, atol=1e-4)
@@ -74,7 +78,7 @@ def test_rows_hold_what_the_models_give_for_the_file(videos: Path, tmp_path: Pat
 
 def test_levels_are_kept_on_demand(videos: Path, tmp_path: Path) -> None:
     loud, plain = (run(videos, tmp_path / str(flag), normalize_audio=flag) for flag in (True, False))
-    wav = read_video(videos / 'v0.mp4', [], DURATION).audio
+    wav = read_video(videos / 'v0.mp4', [], 1.2).audio[:, :SPAN]
     torch.testing.assert_close(plain.tensors['mean'][0], Codec(codec())(wav[None])['mean'][0], rtol=1e-3, atol=1e-4)
     assert not torch.allclose(loud.tensors['mean'][0], plain.tensors['mean'][0], atol=1e-2)
 
@@ -193,7 +197,7 @@ def test_a_store_of_audio_clips(tmp_path: Path) -> None:
     assert set(store.keys) == {'mean', 'std', 'text_features'} and 'caption' in store.rows[0]
     wav = noise(2, 3.)
     wav = (wav * 32767).round() / 32768
-    latents = Codec(codec())((wav / wav.abs().max() * 0.95)[None, :, 100:16_100])
+    latents = Codec(codec())((wav / wav.abs().max() * 0.95)[None, :, 100:100 + SPAN])
     torch.testing.assert_close(store.tensors['mean'][2], latents['mean'][0], rtol=5e-3, atol=5e-3)
 
 
@@ -222,16 +226,15 @@ def test_the_codec_of_an_xp(videos: Path, tmp_path: Path) -> None:
 
 def test_messages(videos: Path, tmp_path: Path) -> None:
     (tmp_path / 'nothing').mkdir()
-    twins = tmp_path / 'twins'
-    twins.mkdir()
-    for suffix in ('.mp4', '.mov'):
-        (twins / f'v0{suffix}').write_bytes((videos / 'v0.mp4').read_bytes())
     write_table(tmp_path / 'others.tsv', [{'id': 'x', 'caption': 'y'}], ['id', 'caption'])
     clips = clips_table(tmp_path / 'clips.tsv', ('a', 'a', 50, 20))
     cases = [
         (tmp_path / 'nowhere', {}, 'no such folder'), (tmp_path / 'nothing', {}, 'holds no video'),
-        (twins, {}, 'the same id "v0"'), (videos, {'captions_tsv': tmp_path / 'others.tsv'}, 'not one of its 1 ids'),
+        (videos, {'captions_tsv': tmp_path / 'others.tsv'}, 'not one of its 1 ids'),
         (videos, {'clips_tsv': clips}, 'are not a clip'), (videos, {'sample_rate': 44_100}, '44100.*16000'),
+        (videos, {'only_listed': True}, 'give --captions_tsv'), (videos, {'dtype': 'float16'}, 'float32, bfloat16'),
+        (videos, {'only_listed': True, 'windows': True, 'captions_tsv': tmp_path / 'others.tsv'}, 'manifest'),
+        (videos, {'only_listed': True, 'captions_tsv': tmp_path / 'others.tsv'}, 'not one of its 1 ids, such as "x"'),
     ]
     for data, options, message in cases:
         with pytest.raises(UserError, match=message):
@@ -241,3 +244,27 @@ def test_messages(videos: Path, tmp_path: Path) -> None:
                 extractors={'one': EXTRACTORS['text'], 'two': EXTRACTORS['text']})
     with pytest.raises(UserError, match='not one item was accepted'):
         extract(data_dir=videos, output_dir=tmp_path / 'out', codec=codec(), duration=60.)
+
+
+def test_all_missing_weights_are_named_before_anything_is_read(tmp_path: Path, monkeypatch) -> None:
+    for variable in ('AUDIOCRAFT_WEIGHTS', 'HF_HUB_CACHE', 'HF_HOME'):
+        monkeypatch.setenv(variable, str(tmp_path))
+    config = read_config('video_mmaudio_44k', [])
+    with pytest.raises(UserError) as caught:
+        extract(data_dir=tmp_path / 'nowhere', output_dir=tmp_path / 'out', **config)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 3 and all(f'"{name}"' in line for name, line in zip(
+        ('mmaudio/vae_44k', 'clip_dfn5b', 'synchformer'), lines))
+
+
+def test_each_process_has_its_own_gpu(monkeypatch) -> None:
+    chosen: list[str] = []
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 4)
+    monkeypatch.setattr(torch.cuda, 'set_device', chosen.append)
+    monkeypatch.setenv('LOCAL_RANK', '6')
+    assert [extraction.choose_device(name) for name in ('cuda', 'auto', 'cpu', 'cuda:1')] == [
+        'cuda:2', 'cuda:2', 'cpu', 'cuda:1']
+    assert chosen == ['cuda:2', 'cuda:2']
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    assert extraction.choose_device('auto') == 'cpu'

@@ -1,13 +1,16 @@
-"""Many trainings that are killed (-9) at seeded points of writing a checkpoint; see tests/integ/test_reliability.py.
+"""Many kills (-9) at seeded points: of trainings that write a checkpoint, see tests/integ/test_reliability.py, and of
+extractions at any time, by one process or two, see tests/integ/test_extraction.py.
 
-    make soak                                                                    # 20 of them
+    make soak                                                                    # 20 of each
     AUDIOCRAFT_SOAK_POINTS=3 python -m pytest -s -m soak tests/soak/test_kill_points.py
 """
 
 import os
+import random
 
 import pytest
 from integ.chain import differences
+from integ.extraction import Extraction
 from integ.faults import SAVE_EVERY, Project
 
 pytestmark = pytest.mark.soak
@@ -31,3 +34,19 @@ def test_kill_point(project, seed):
     print(f'{seed:>4} {killed.place:>4} {killed.done:>13} {killed.came_back:>10} {killed.done - killed.came_back:>5}  '
           + ('DIFFERENT' if found else 'the same'), flush=True)
     assert found == [] and killed.done - killed.came_back <= 2 * SAVE_EVERY
+
+
+@pytest.fixture(scope='module')
+def extraction(tmp_path_factory):
+    return Extraction(tmp_path_factory.mktemp('killed_extractions'))
+
+
+@pytest.mark.parametrize('seed', range(COUNT))
+def test_killed_extraction(extraction, seed):
+    """One to three kills, each of one process of one or two; then the command once more."""
+    dice, name = random.Random(seed), f'killed_{seed}'
+    told = [extraction.kill_at_random(name, dice) for _ in range(dice.randint(1, 3))]
+    extraction.audiocraft('extract', *extraction.args(name))
+    same = extraction.found(name) == extraction.found('whole')
+    print(f'extraction {seed}: {", ".join(told)}: {"the same" if same else "DIFFERENT"}', flush=True)
+    assert same and not extraction.partial(name).exists()
