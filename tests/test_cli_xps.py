@@ -276,7 +276,7 @@ def test_paths_stay_in_their_root(root, monkeypatch, tmp_path):
             resolve(path)
 
 
-@pytest.mark.parametrize('name', ['../x', 'a/b', '/etc/passwd', '..', '', 'mmaudio_vae_16k/../x', 'mmaudio_vae_16k/'])
+@pytest.mark.parametrize('name', ['../x', 'a/b', '/etc/passwd', '..', '', 'mmaudio/vae_16k/../x', 'mmaudio/vae_16k/'])
 def test_weights_are_found_by_their_names_only(name, monkeypatch, tmp_path):
     monkeypatch.setenv('AUDIOCRAFT_WEIGHTS', str(tmp_path / 'weights'))
     for find in (weights.find, weights.fetch, weights.verify):

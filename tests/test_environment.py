@@ -153,7 +153,7 @@ def test_resolve_path(monkeypatch, tmp_path):
 def test_weights_are_found_in_order(monkeypatch, tmp_path):
     monkeypatch.setenv('AUDIOCRAFT_WEIGHTS', str(tmp_path / 'weights'))
     monkeypatch.setenv('HF_HUB_CACHE', str(tmp_path / 'hub'))
-    name = 'mmaudio_vae_16k'
+    name = 'mmaudio/vae_16k'
     with pytest.raises(UserError, match=f'weights fetch {name}'):
         weights.find(name)
     cached = tmp_path / 'hub' / 'models--hkchengrex--MMAudio' / 'snapshots' / 'abc' / 'ext_weights' / 'v1-16.pth'

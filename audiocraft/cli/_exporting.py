@@ -76,8 +76,8 @@ def _replacing(out: Path) -> tp.Iterator[Path]:
 def _write(folder: Path, model: nn.Module, checkpoint: Checkpoint, only_audiocraft: bool) -> None:
     if not only_audiocraft:
         build_cfg = tp.cast(dict[str, tp.Any], model.build_cfg)
-        write_exported(folder, model.state_dict(), build_cfg, config=checkpoint.config,
-                       sig=checkpoint.state.get('sig'), update=checkpoint.update)
+        write_exported(folder, model.state_dict(), build_cfg, config=checkpoint.config, sig=checkpoint.state.get('sig'),
+                       update=checkpoint.update, facts=(checkpoint.state.get('objects') or {}).get('facts'))
     if isinstance(model, EncodecModel):
         export_audiocraft(model, folder)
 

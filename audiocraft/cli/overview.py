@@ -10,7 +10,7 @@ from ..utils.errors import UserError
 from .verbs import DORA_VERBS, own_verbs
 
 # Shared parts and the empty choice: nobody trains them.
-_NOT_A_VARIANT = ('default', 'none')
+_NOT_A_VARIANT = {'default', 'none', 'published'}  # what variants share
 
 
 def solver_variants(roots: tp.Sequence[Path] | None = None) -> dict[str, str]:

@@ -25,9 +25,11 @@ def _location(name: str) -> str | None:
 
 
 def _list() -> int:
+    found = {entry.name: _location(entry.name) for entry in weights.entries()}
     for entry in weights.entries():
-        print(f'{entry.name:24} {entry.licence:14} {_location(entry.name) or "-"}\n{"":24} for {entry.used_by}')
-    print(f'\nLooked for in {weights.weights_folder()}/NAME (AUDIOCRAFT_WEIGHTS) and in the hub cache.')
+        print(f'{entry.name:22} {entry.licence:16} {found[entry.name] or "-"}\n{"":22} for {entry.used_by}')
+    print(f'\n{sum(map(bool, found.values()))} of {len(found)} are on this machine. Looked for in '
+          f'{weights.weights_folder()}/NAME (AUDIOCRAFT_WEIGHTS), there as MMAudio keeps them, and in the hub cache.')
     return 0
 
 

@@ -108,7 +108,7 @@ class TinyMotion(Extractor):
 
     def prepare(self, item: torch.Tensor) -> torch.Tensor:
         """Features `[T, D]` of uint8 frames `[T, 3, H, W]`."""
-        grey = (pool(item, self.grid) * self.luminance).sum(dim=1).flatten(1)
+        grey = (pool(item, self.grid) * self.luminance.to(item.device)).sum(dim=1).flatten(1)
         steps = torch.diff(grey, dim=0, prepend=grey[:1])
         background = grey - grey.median(dim=0).values
         features = self.scale * torch.cat([steps, background], dim=1)

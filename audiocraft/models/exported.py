@@ -53,5 +53,6 @@ def read_exported(path: Path) -> Checkpoint:
                         f'{FORMAT}). Update the package.')
     config = folder / CONFIG
     return Checkpoint(path=folder, update=int(description.get('update', 0)),
-                      models={'model': read_tensors(folder / WEIGHTS)}, state={'models': {'model': build_cfg}},
+                      models={'model': read_tensors(folder / WEIGHTS)},
+                      state={'models': {'model': build_cfg}, 'objects': {'facts': description.get('facts')}},
                       config=config.read_text(encoding='utf-8') if config.is_file() else '')

@@ -242,6 +242,7 @@ class MMAudio(nn.Module):
             scale (float): strength of the guidance. Up to 1, or without `empty`, there is none.
         """
         if empty is None or scale <= 1:
-            return lambda t, x: self.predict_flow(x, t, cond)
+            return lambda t, x: self.predict_flow(x, t, cond).to(x.dtype)
         both = cond.cat(empty)
-        return guided(lambda t, x: self.predict_flow(x, t, both), scale)
+        # Under autocast the velocities are rounded once, and not the mixture of them again.
+        return guided(lambda t, x: self.predict_flow(x, t, both).to(x.dtype), scale)

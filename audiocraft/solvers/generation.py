@@ -65,7 +65,7 @@ class GenerationSolver(base.StandardSolver):
     # -- evaluate ---------------------------------------------------------------------------------------------------
 
     def evaluate(self) -> dict[str, tp.Any]:
-        """Losses and metrics on `dset.evaluate`; when all epochs are done, those of the final weights on `dset.test`."""
+        """Losses and metrics on `dset.evaluate`; when all epochs are done, also on `dset.test`, with the final weights."""
         results = self.evaluate_on('evaluate')
         if 'test' in self.dataloaders and len(self.history) >= self.epochs:
             with self.final_weights():

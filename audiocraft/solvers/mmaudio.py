@@ -97,7 +97,7 @@ class MMAudioSolver(GenerationSolver):
         found = sizes(self.data.keys)
         if all(f'{name}_dim' in found for name in FEATURES.values()):
             return found
-        given = {}
+        given: dict[str, int] = {}
         if self.cfg.continue_from:
             given = find_checkpoint(self.cfg.continue_from).state['models'].get('model') or {}
         lengths = sequence_lengths(float(self.facts.get('duration', 8.)), SAMPLE_RATES[self.cfg.latents], hop=256)
@@ -186,8 +186,8 @@ FEATURES = {'clip_features': 'clip', 'sync_features': 'sync', 'text_features': '
 def sizes(keys: dict) -> dict[str, int]:
     """Dims and lengths of the network from the shapes of the keys that the stores have."""
     if 'mean' not in keys:
-        raise UserError(f'dset.train.stores: no store has the latents "mean" (there is {", ".join(keys)}): extract them '
-                        'with a compression model of continuous latents.')
+        raise UserError(f'dset.train.stores: no store has the latents "mean" (there is {", ".join(keys)}): extract '
+                        'them with a compression model of continuous latents.')
     found = {f'{name}_{what}': keys[key][0][axis] for key, name in FEATURES.items() if key in keys
              for axis, what in enumerate(('seq_len', 'dim'))}
     return found | dict(latent_seq_len=keys['mean'][0][0], latent_dim=keys['mean'][0][1])

@@ -20,7 +20,7 @@ import safetensors.torch
 import torch
 
 from .errors import UserError
-from .files import fsync_dir, fsync_file, sha256_of, write_atomic
+from .files import fsync_dir, fsync_file, open_to_others, sha256_of, write_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +104,7 @@ def write_tensors(path: str | Path, state: tp.Mapping[str, torch.Tensor]) -> Non
     """Write a state dict as safetensors; tied weights are written once and listed in the metadata."""
     kept, aliases = _untied(state)
     safetensors.torch.save_file(kept, str(path), metadata={'format': 'pt', 'aliases': json.dumps(aliases)})
+    open_to_others(path)
 
 
 def read_tensors(path: str | Path, device: str = 'cpu') -> State:

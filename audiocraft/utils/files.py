@@ -25,6 +25,13 @@ def fsync_file(path: str | Path) -> None:
         os.fsync(file.fileno())
 
 
+def open_to_others(path: str | Path) -> None:
+    """Give a file the mode that `open` would have given it: safetensors makes files that only their owner may read."""
+    mask = os.umask(0)  # there is no other way to ask for it
+    os.umask(mask)
+    os.chmod(path, 0o666 & ~mask)
+
+
 def write_atomic(path: str | Path, content: str | bytes) -> None:
     """Write a file so that a reader, or a crash, sees the old content or the new one, never a part.
 

@@ -7,14 +7,20 @@ import pytest
 import torch
 
 from audiocraft import weights
+from audiocraft.cli import dispatch
 from audiocraft.models.encodec import EncodecModel
 from audiocraft.models.exported import write_exported
 from audiocraft.models.loaders import find_checkpoint, is_published, load_compression_model, load_model
+from audiocraft.models.published import mel_vae
 from audiocraft.models.published.audiocraft import export_audiocraft
 from audiocraft.utils.checkpoint import save_checkpoint
+from audiocraft.utils.config import build
 from audiocraft.utils.errors import UserError
 
 from .codecs import random_codec
+from .test_bigvgan import V1
+from .test_bigvgan import tiny as tiny_vocoder
+from .test_mp_mel_vae import TINY as VAE
 from .test_published import assert_same, save_as_transformers
 
 
@@ -115,3 +121,29 @@ def test_fetch_brings_the_config_too(tmp_path: Path, monkeypatch: pytest.MonkeyP
     path = weights.fetch('encodec_32khz', opener)
     assert asked == ['config.json', 'model.safetensors'] and path == tmp_path / 'encodec_32khz' / 'model.safetensors'
     assert weights.fetch('encodec_32khz', opener) == path and len(asked) == 2
+
+
+@pytest.mark.parametrize('imported', [False, True])
+def test_published_codec_and_vocoder_of_mmaudio(imported: bool, tmp_path: Path,
+                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    """As files in MMAudio's own layout, and as what `import_weights` makes of them."""
+    monkeypatch.setenv('AUDIOCRAFT_WEIGHTS', str(tmp_path))
+    monkeypatch.setenv('HF_HUB_CACHE', str(tmp_path / 'hub'))
+    (tmp_path / 'ext_weights').mkdir()
+    codec, vocoder = build(VAE), tiny_vocoder(**{**V1, 'n_mels': 80})
+    mel_vae.save(codec, tmp_path / 'ext_weights' / 'v1-16.pth')
+    torch.save({'generator': vocoder.state_dict(), 'steps': 3}, tmp_path / 'ext_weights' / 'best_netG.pt')
+    names = {'mmaudio/vae_16k': load_compression_model, 'mmaudio/bigvgan_16k': load_model}
+    for name, load in names.items():
+        assert not imported or dispatch.main(['import_weights', name]) == 0
+        loaded = load(f'//pretrained/{name}')
+        assert not loaded.training
+        found = find_checkpoint(f'//pretrained/{name}')
+        assert found.path.name == ('model.safetensors' if imported else weights.entry(name).file)
+        assert found.models['model'].keys() == loaded.state_dict().keys()
+        assert found.state['models']['model'] == loaded.build_cfg and found.state['objects'] == {}
+    latents = torch.rand(1, 4, 8)
+    assert torch.equal(load_compression_model('//pretrained/mmaudio/vae_16k').decode_mel(latents),
+                       codec.eval().decode_mel(latents))
+    with pytest.raises(UserError, match='BigVGAN, not a compression model'):
+        load_compression_model('//pretrained/mmaudio/bigvgan_16k')

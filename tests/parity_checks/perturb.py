@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from .base import Fixture
 
 # Keys that tell how a file was made, and inputs that may change a little without an effect.
-INERT = ('seed', 'config', 'hyper', 'note', 'n_samples', 'pred_click_times', 'gt_times')
+INERT = ('seed', 'config', 'h', 'hyper', 'note', 'n_samples', 'pred_click_times', 'gt_times')
 
 
 def copy_fixture(fixture: Fixture, folder: Path) -> dict[str, Path]:

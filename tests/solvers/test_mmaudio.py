@@ -80,7 +80,8 @@ def test_losses_by_time(tmp_path: Path) -> None:
     first, second = (epoch['valid'] for epoch in solver.history)
     bins = sorted(key for key in first if key.startswith('loss_t'))
     assert 10 < len(bins) <= 25 and bins == sorted(key for key in second if key.startswith('loss_t'))
-    assert all(first[key] > 0 for key in bins) and not any(key.startswith('loss_t') for key in solver.history[0]['train'])
+    assert all(first[key] > 0 for key in bins)
+    assert not any(key.startswith('loss_t') for key in solver.history[0]['train'])
 
 
 def test_the_same_noise_each_time(tmp_path: Path) -> None:
@@ -98,8 +99,8 @@ def test_the_last_epoch_is_tested_with_the_final_average(tmp_path: Path) -> None
     assert second['test/loss'] == pytest.approx(second['loss'], rel=0.2) and second['test/loss'] != second['loss']
     scores = json.loads((run.xp_folder / 'test-output_metrics.json').read_text())
     assert scores['loss'] == second['test/loss']
-    final = load_file(run.xp_folder / 'final.safetensors')
-    assert torch.allclose(final['final_layer.conv.weight'], solver.ema.synthesize(0.05)['model']['final_layer.conv.weight'])
+    name, final = 'final_layer.conv.weight', load_file(run.xp_folder / 'final.safetensors')
+    assert torch.allclose(final[name], solver.ema.synthesize(0.05)['model'][name])
 
 
 def test_a_store_that_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
