@@ -121,8 +121,8 @@ _ENTRIES = [
     # Its name gives the first digits of its sha256.
     Entry('vggish', 'vggish-10086976.pth', 'sha256:10086976', 'Apache 2.0', 'FD on VGGish',
           url='https://github.com/harritaylor/torchvggish/releases/download/v0.1/vggish-10086976.pth'),
-    Entry('passt', 'passt-s-kd-ap.486.pt', None, 'Apache 2.0', 'FD and KL on PaSST',
-          url='https://github.com/kkoutini/PaSST/releases/download/v.0.0.9/passt-s-kd-ap.486.pt'),
+    Entry('passt', 'passt-s-f128-p16-s10-ap.476-swa.pt', None, 'Apache 2.0', 'FD and KL on PaSST',
+          url='https://github.com/kkoutini/PaSST/releases/download/v0.0.1-audioset/passt-s-f128-p16-s10-ap.476-swa.pt'),
     Entry('clap_laion', 'music_speech_audioset_epoch_15_esc_89.98.pt', None, 'CC0 1.0', 'CLAP score (LAION)',
           repo='lukewys/laion_clap'),
     Entry('clap_ms', 'CLAP_weights_2023.pth', None, 'MIT', 'CLAP score (Microsoft)', repo='microsoft/msclap'),

@@ -53,7 +53,8 @@ def read_config(name: str, overrides: tp.Sequence[str]) -> dict[str, tp.Any]:
 
     def composed(values: tp.Sequence[str]) -> dict[str, tp.Any]:
         with initialize_config_dir(str(CONFIG_ROOT), version_base='1.3'):
-            return to_plain(compose(f'extract/{name}', [*values, *searchpath()]))
+            # Not as the primary config: that is looked for in our folder only, not in the user's.
+            return to_plain(compose(overrides=[f'+extract={name}', *values, *searchpath()]))
     try:
         return composed(overrides)
     except (HydraException, OmegaConfBaseException) as error:

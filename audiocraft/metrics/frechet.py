@@ -8,6 +8,7 @@ import torch
 from ..data.samples import Clip
 from .base import Metric, References, Results, unavailable
 from .embedded import CepstralStatistics
+from .network_metric import NetworkMetric, Tensors
 
 logger = logging.getLogger(__name__)
 
@@ -64,14 +65,31 @@ class FrechetDistance(Metric):
     def compute(self) -> Results:
         """See `Metric.compute`."""
         sets = [torch.cat(parts) if parts else torch.zeros(0, 1) for parts in (self.generated, self.true)]
-        count = min(map(len, sets))
-        if count < 2:
-            return unavailable(self.name, f'needs 2 generated and 2 true feature vectors, has '
-                                          f'{len(sets[0])} and {len(sets[1])}')
-        if not all(features.isfinite().all() for features in sets):
-            return unavailable(self.name, 'features are not finite')
-        if count <= sets[0].shape[1] and not self._warned:
-            logger.warning('%s: %d feature vectors for %d dims: the covariance is singular, read it with care.',
-                           self.name, count, sets[0].shape[1])
-            self._warned = True
-        return {self.name: frechet_distance(*gaussian(sets[0]), *gaussian(sets[1])), f'{self.name}_n': float(count)}
+        results = distance_of_sets(self.name, *sets, warn=not self._warned)
+        self._warned |= min(map(len, sets)) <= sets[0].shape[1]
+        return results
+
+
+def distance_of_sets(name: str, generated: torch.Tensor, true: torch.Tensor, *, warn: bool = True) -> Results:
+    """The result on features `[N, D]` and `[M, D]`, and `<name>_n`, the smaller of N and M; or why there is none."""
+    count = min(len(generated), len(true))
+    if count < 2:
+        return unavailable(name, f'needs 2 generated and 2 true feature vectors, has {len(generated)} and {len(true)}')
+    if not all(features.isfinite().all() for features in (generated, true)):
+        return unavailable(name, 'features are not finite')
+    if count <= generated.shape[1] and warn:
+        logger.warning('%s: %d feature vectors for %d dims: the covariance is singular, read it with care.',
+                       name, count, generated.shape[1])
+    return {name: frechet_distance(*gaussian(generated), *gaussian(true)), f'{name}_n': float(count)}
+
+
+class NetworkFrechet(NetworkMetric):
+    """Fréchet distance on features of a network: `name`, and `<name>_n` as `FrechetDistance` gives it.
+
+    Where a clip has several feature vectors (windows of VGGish), those of all clips are one set.
+    """
+
+    def score(self, generated: Tensors, true: Tensors) -> Results:
+        """See `NetworkMetric.score`."""
+        return distance_of_sets(self.name, *(torch.cat([torch.atleast_2d(one) for one in side]) if side else
+                                             torch.zeros(0, 1) for side in (generated, true)))

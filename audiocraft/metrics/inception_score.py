@@ -9,6 +9,7 @@ from ..data.samples import Clip
 from .base import Metric, References, Results, unavailable
 from .kind_classifier import fitted_classifier
 from .kl import _missing
+from .network_metric import NetworkMetric, Tensors
 
 
 def inception_score(logits: torch.Tensor, *, splits: int = 10, seed: int = 2020) -> tuple[float, float]:
@@ -66,3 +67,33 @@ class InceptionScore(Metric):
             return unavailable(self.name, f'{self.splits} splits need as many clips, there are {count}')
         mean, std = inception_score(torch.cat(self.logits), splits=self.splits)
         return {self.name: mean, f'{self.name}_std': std}
+
+
+class NetworkInception(NetworkMetric):
+    """Inception score of the generated clips by the classes of a network: `<name>-mean` and `<name>-std`.
+
+    Args:
+        splits (int): parts of which each gives a score.
+        name (str): beginning of the names of the results.
+        network, feature, generated_cache: see `NetworkMetric`.
+        cache (str or None): not read: true clips do not count here.
+    """
+    needs_truth = False
+
+    def __init__(self, *, network: tp.Any, name: str, splits: int = 10, feature: str = 'logits',
+                 cache: str | None = None, generated_cache: str | None = None):
+        self.splits, self.std = splits, f'{name}-std'
+        super().__init__(network=network, name=f'{name}-mean', feature=feature, cache=cache, paired=False,
+                         generated_cache=generated_cache)
+
+    def compute(self) -> Results:
+        """See `Metric.compute`; where there is no result, both are null."""
+        results = super().compute()
+        return results if self.std in results else results | unavailable(self.std, str(results[f'{self.name}_reason']))
+
+    def score(self, generated: Tensors, true: Tensors) -> Results:
+        """See `NetworkMetric.score`."""
+        if len(generated) < self.splits:
+            return unavailable(self.name, f'{self.splits} splits need as many clips, there are {len(generated)}')
+        mean, std = inception_score(torch.stack(generated), splits=self.splits)
+        return {self.name: mean, self.std: std, f'{self.name}_n': float(len(generated))}

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from ..data.samples import Clip
 from .base import Metric, References, Results, unavailable
 from .kind_classifier import KindClassifier, fitted_classifier
+from .network_metric import NetworkMetric, Tensors
 
 
 def kl_softmax(true: torch.Tensor, generated: torch.Tensor) -> torch.Tensor:
@@ -74,6 +75,18 @@ class KLDivergence(Metric):
         if not len(values):
             return unavailable(self.name, 'no generated clip has a true one')
         return {self.name: float(values.mean())}
+
+
+class NetworkKL(NetworkMetric):
+    """Mean divergence over pairs between the classes that a network hears; `<name>_n` is the number of pairs.
+
+    The classes exclude each other (softmax). `feature` should be `logits`.
+    """
+
+    def score(self, generated: Tensors, true: Tensors) -> Results:
+        """See `NetworkMetric.score`."""
+        values = kl_softmax(torch.stack(true).double(), torch.stack(generated).double())
+        return {self.name: float(values.mean()), f'{self.name}_n': float(len(values))}
 
 
 def _missing(classifier: tp.Any) -> str:

@@ -7,6 +7,7 @@ why `NAME` is null. Controls of controls (`CONTROL/NAME_SUFFIX`) stay in the JSO
 """
 
 import dataclasses
+import re
 import typing as tp
 
 from .results import is_number
@@ -24,6 +25,17 @@ MEANINGS = {
     'kid': 'Kernel distance of generated to true sounds in the features of an extractor; 0 is the same distribution.',
     'kl': 'Kullback-Leibler divergence between what a classifier hears in the truth and in the generated; 0 is equal.',
     'isc': 'Inception score: confident and varied classes; higher is better, on one classifier only.',
+    'FD-VGG': 'Fréchet distance of generated to true sounds on VGGish; lower is better.',
+    'FD-PANN': 'Fréchet distance of generated to true sounds on PANNs; lower is better.',
+    'FD-PASST': 'Fréchet distance of generated to true sounds on PaSST; lower is better.',
+    'KL-PANNS-softmax': 'Divergence between what PANNs hears in the truth and in the generated; lower is better.',
+    'KL-PASST-softmax': 'Divergence between what PaSST hears in the truth and in the generated; lower is better.',
+    'ISC-PANNS-mean': 'Inception score on PANNs: confident and varied classes; higher is better.',
+    'ISC-PASST-mean': 'Inception score on PaSST: confident and varied classes; higher is better.',
+    'IB-Score': 'Do sound and pictures mean the same? Cosine of their ImageBind embeddings; higher is better.',
+    'DeSync': 'Seconds by which sound and pictures are apart, as Synchformer hears and sees it; lower is better.',
+    'LAION-CLAP-Score': 'Does it sound like the words? Cosine of CLAP embeddings; higher is better.',
+    'MS-CLAP-Score': 'Does it sound like the words? Cosine of CLAP embeddings; higher is better.',
     'mel_distance': 'Mean absolute difference of log-mel spectrograms; 0 is identical.',
     'log_spectral_distance': 'Distance of the spectra of reconstruction and truth, in dB; 0 is identical.',
     'stft_distance': 'Distance of magnitude spectrograms over windows of several lengths: relative error, and '
@@ -49,6 +61,7 @@ MEANINGS = {
               'and worst (5 % are below) of the clips beside it.',
 }
 CONTROLS = {
+    'test': 'The final average of the weights on the test clips, after the last epoch.',
     'ceiling': 'The truth through the compression model: what the codec and the detector allow at best.',
     'untrained': 'A model of the same shape before any training: what comes from nothing.',
     'truth': 'The true sounds themselves, measured in the same way.',
@@ -59,6 +72,7 @@ CONTROLS = {
     'swapped_caption': 'The caption was that of another clip.',
 }
 REASON = '_reason'
+DETAIL = re.compile(r'_reason$|_weights$|loss_t\d\d$')  # for the files, not for the page
 
 
 @dataclasses.dataclass
@@ -74,7 +88,7 @@ class Measure:
 def measures(metrics: dict[str, tp.Any]) -> list[Measure]:
     """Group the results of `evaluate`: each measure with its controls, in the order they came."""
     reasons = {name.removesuffix(REASON): value for name, value in metrics.items() if name.endswith(REASON)}
-    metrics = {name: value for name, value in metrics.items() if not name.endswith(REASON)}
+    metrics = {name: value for name, value in metrics.items() if not DETAIL.search(name)}
     found: dict[str, Measure] = {}
     for name, value in metrics.items():
         if _base(name, metrics) == name:

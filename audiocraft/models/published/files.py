@@ -58,7 +58,7 @@ def read_file(path: str | Path) -> tp.Any:
             what = f'pickled objects ({found[1]})' if found else 'pickled objects'
             raise UserError(f'{path} holds {what}, which could run code and are not loaded. Where the file was made, '
                             'save the weights alone: torch.save(model.state_dict(), ...).') from error
-        raise UserError(f'Cannot read {path}: {str(error).splitlines()[0]}') from error
+        raise UserError(f'Cannot read {path}: {(str(error) or type(error).__name__).splitlines()[0]}') from error
 
 
 def _is_state(value: tp.Any) -> bool:
