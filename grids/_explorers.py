@@ -101,7 +101,18 @@ class GenerationExplorer(BaseExplorer):
     METRICS = {
         'train': {'loss': '.4f', 'grad_norm': '.3f'},
         'valid': {'loss': '.4f'},
-        'evaluate': {'loss': '.4f', 'fd': '.3f', 'onset_f1': '.3f', 'kind_accuracy': '.3f'},
+        'evaluate': {'loss': '.4f', 'fd_embedded': '.3f', 'onset_f1': '.3f', 'kind_accuracy': '.3f'},
+    }
+
+
+class AVBenchmarkExplorer(BaseExplorer):
+    """For solvers that are scored by `metric=av_benchmark`."""
+
+    METRICS = {
+        'train': {'loss': '.4f', 'grad_norm': '.3f'},
+        'valid': {'loss': '.4f'},
+        'evaluate': {'FD-PASST': '.2f', 'KL-PASST-softmax': '.3f', 'ISC-PASST-mean': '.2f', 'IB-Score': '.4f',
+                     'DeSync': '.3f'},
     }
 
 

@@ -4,10 +4,10 @@ dora grid mmaudio.published --dry_run --init     # the table, with the signature
 dora grid mmaudio.published                      # runs what is missing, on a cluster
 """
 
-from .._explorers import GenerationExplorer
+from .._explorers import AVBenchmarkExplorer
 
 
-@GenerationExplorer
+@AVBenchmarkExplorer
 def explorer(launcher):
     """Schedule the XPs."""
     launcher.slurm_(gpus=8, cpus_per_gpu=12, time=4320)
