@@ -32,6 +32,14 @@ RECORDED = {
     'solver=compression/encodec_base_24khz dataset.batch_size=64 optim.updates_per_epoch=1000': 'd84af6ff',
     'solver=compression/mel_vae_debug dset=example model.width=16': '534f4b62',
     'solver=mmaudio/debug continue_from=//sig/0123abcd autocast=false': 'c2f6afcf',
+    'solver=compression/mel_vae_16k': 'e6fd7286',
+    'solver=compression/mel_vae_44k': '31b8aabb',
+    'solver=compression/mel_vae_mp_debug': 'ffebd42b',
+    'solver=mmaudio/small_16k': 'c04445d3',
+    'solver=mmaudio/small_44k': 'ca632868',
+    'solver=mmaudio/medium_44k': 'c8360dbd',
+    'solver=mmaudio/large_44k': 'b7f8288b',
+    'solver=mmaudio/large_44k_v2': '236ddefd',
 }
 # What neither changes the trained result nor the signature.
 NEUTRAL = [

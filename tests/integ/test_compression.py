@@ -113,10 +113,10 @@ def test_the_table_of_the_page() -> None:
     for name, (audio, frames, content, bitrate, parameters) in rows.items():
         with initialize_config_dir(str(CONFIG_ROOT), version_base='1.3'):
             cfg = compose('config', [f'solver=compression/{name}'])
-        with torch.device('cpu' if name == 'mel_vae_debug' else 'meta'):  # that one computes its filters
+        with torch.device('meta'):
             model = build(cfg.model)
-        assert audio.replace(', stereo', '') == f'{model.sample_rate // 1000} kHz', name
-        assert ('stereo' in audio) == (model.channels == 2) and float(frames) == model.frame_rate, name
+        assert audio.replace(', stereo', '') == f'{model.sample_rate / 1000:g} kHz', name
+        assert ('stereo' in audio) == (model.channels == 2) and float(frames) == pytest.approx(model.frame_rate, abs=0.01), name
         assert re.findall(r'\d+', content) == [
             str(number) for number in ((model.num_codebooks, model.codebook_size) if model.is_discrete
                                        else (model.latent_dim,))], name

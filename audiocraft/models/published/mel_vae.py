@@ -2,16 +2,15 @@
 
 import re
 import typing as tp
-import zipfile
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
-from ...utils.checkpoint import State, read_tensors, write_tensors
+from ...utils.checkpoint import State, write_tensors
 from ...utils.config import build
 from ...utils.errors import UserError
 from ..mp_mel_vae import MPMelVAE
+from .files import Undrawn, read_state, shapes_of
 
 # What no file says: the front ends, by their number of mel bands, and the vocoders that belong to them.
 _FRONT_ENDS: dict[int, dict[str, tp.Any]] = {
@@ -23,41 +22,9 @@ _FRONT_ENDS: dict[int, dict[str, tp.Any]] = {
 _MARKS = {'data_mean', 'data_std', 'decoder.conv_in.weight', 'decoder.mid.attn_1.qkv.weight'}
 
 
-def _names(path: Path) -> set[str]:
-    """The names in a file of weights, whose values are not read; empty if it is none."""
-    try:
-        if path.suffix == '.safetensors':
-            with safe_open(path, 'pt') as file:
-                return set(file.keys())
-        return set(_read_pth(path))
-    except Exception:  # what torch raises for a damaged or hostile file is of many kinds
-        return set()
-
-
-def _read_pth(path: Path) -> State:
-    mmap = zipfile.is_zipfile(path)  # older files cannot be mapped
-    state = torch.load(path, map_location='cpu', weights_only=True, mmap=mmap)
-    return state if isinstance(state, dict) else {}
-
-
 def reads(path: Path) -> bool:
-    """Whether a file, whatever its name, holds a mel VAE as MMAudio publishes it (`.pth`, `.pt` or `.safetensors`)."""
-    return path.is_file() and path.suffix in ('.pth', '.pt', '.safetensors') and _MARKS <= _names(path)
-
-
-def read_state(path: Path) -> State:
-    """The weights in a file, read without running code. Raises `UserError` if it is missing or damaged."""
-    if path.suffix == '.safetensors':
-        return read_tensors(path)
-    try:
-        state = _read_pth(path)
-    except FileNotFoundError:
-        raise UserError(f'There is no {path}.') from None
-    except Exception as error:  # as above
-        raise UserError(f'Cannot read {path}: {str(error).splitlines()[0]}') from error
-    if not _MARKS <= state.keys():
-        raise UserError(f'{path} is no mel VAE of MMAudio: a state dict with {", ".join(sorted(_MARKS))} was expected.')
-    return state
+    """Whether a file, whatever its name, holds a mel VAE as MMAudio publishes it."""
+    return _MARKS <= shapes_of(path).keys()
 
 
 def model_node(state: State) -> dict[str, tp.Any]:
@@ -89,8 +56,11 @@ def load(path: str | Path, **changes: tp.Any) -> MPMelVAE:
         UserError: it is damaged or no mel VAE, or parts are missing (the encoder of a file that was made for
             generation only).
     """
-    state = read_state(Path(path))
-    model = build({**model_node(state), **changes})
+    state = read_state(path)
+    if not _MARKS <= state.keys():
+        raise UserError(f'{path} is no mel VAE of MMAudio: a state dict with {", ".join(sorted(_MARKS))} was expected.')
+    with Undrawn():
+        model = build({**model_node(state), **changes})
     names = model.state_dict().keys()
     for problem, wrong in (('lacks', names - state.keys()), ('holds unknown', state.keys() - names)):
         if wrong:
