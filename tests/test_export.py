@@ -11,6 +11,7 @@ import yaml
 from audiocraft.cli import dispatch
 from audiocraft.models.loaders import load_compression_model, load_model
 from audiocraft.models.published.audiocraft import load_codec
+from audiocraft.optim import PostHocEMA
 from audiocraft.solvers.state import continue_from
 from audiocraft.utils.checkpoint import save_checkpoint
 from audiocraft.utils.config import build
@@ -150,3 +151,42 @@ def test_a_training_goes_on_from_it(kind: str, xp: Path) -> None:
     continue_from(SimpleNamespace(stateful=SimpleNamespace(sources=sources)), str(reference))
     best = load_model(xp).state_dict()
     assert all(torch.equal(value, best[key]) for key, value in owner.model.state_dict().items())
+
+
+NETWORK = {'_target_': 'audiocraft.models.mmaudio.MMAudio', 'latent_dim': 4, 'clip_dim': 5, 'sync_dim': 6,
+           'text_dim': 7, 'hidden_dim': 64, 'depth': 2, 'fused_depth': 1, 'num_heads': 1, 'latent_seq_len': 10,
+           'clip_seq_len': 4, 'sync_seq_len': 8, 'text_seq_len': 3, 'latent_mean': [0.] * 4, 'latent_std': [1.] * 4}
+
+
+@pytest.mark.parametrize('node', [NETWORK, {'_target_': 'audiocraft.models.mp_mel_vae.MPMelVAE', 'width': 8}])
+def test_as_mmaudio_reads_it(tmp_path: Path, node: dict) -> None:
+    xp = make_xp(tmp_path, node)
+    assert dispatch.main(['export', str(xp), '--format', 'mmaudio']) == 0
+    assert names(xp / 'export') == {'mmaudio.pth', 'README.md'}
+    written = torch.load(xp / 'export' / 'mmaudio.pth', weights_only=True)
+    best = load_model(xp).state_dict()
+    assert written.keys() == best.keys() and all(torch.equal(written[key], best[key]) for key in best)
+    loaded = load_model(xp / 'export' / 'mmaudio.pth').state_dict()
+    assert all(torch.equal(loaded[key], best[key]) for key in best)
+
+
+def test_another_width_of_the_average(tmp_path: Path) -> None:
+    model = build(NETWORK)
+    xp = tmp_path / 'xps' / 'c0ffee00'
+    ema = PostHocEMA({'model': model}, snapshot_every=2, folder=xp / 'ema')
+    for _ in range(4):
+        for parameter in model.parameters():
+            parameter.data.add_(0.1)
+        ema.step()
+    (xp / 'ema' / '0.6.safetensors').write_text('of a run that goes on')
+    save_checkpoint(xp / 'checkpoints', 4, models={'model': model.state_dict()},
+                    state={'models': {'model': model.build_cfg}, 'ema': ema.state_dict()})
+    assert dispatch.main(['export', str(xp), '--sigma_rel', '0.08']) == 0
+    expected = ema.synthesize(0.08)['model']
+    assert all(torch.equal(value, expected[key]) for key, value in load_model(xp / 'export').state_dict().items())
+    assert (xp / 'ema' / '0.6.safetensors').exists()
+
+
+def test_there_is_one_width_only(xp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert dispatch.main(['export', str(xp), '--sigma_rel', '0.08']) == 1
+    assert 'not post-hoc' in capsys.readouterr().err

@@ -12,22 +12,52 @@ from torch import nn
 from ..models.encodec import EncodecModel
 from ..models.exported import is_exported, write_exported
 from ..models.loaders import find_checkpoint, load_model
+from ..models.mmaudio import MMAudio
+from ..models.mp_mel_vae import MPMelVAE
 from ..models.published.audiocraft import FILE, export_audiocraft, load_codec
+from ..optim import PostHocEMA
 from ..utils.checkpoint import Checkpoint
 from ..utils.errors import UserError
 from ..utils.files import fsync_dir, fsync_file
 from ._card import card
 
+MMAUDIO = 'mmaudio.pth'
 
-def export(reference: str, out: Path | None = None, *, which: str | None = None, only_audiocraft: bool = False,
-           force: bool = False) -> Path:
+
+class Foreign(tp.NamedTuple):
+    """How others read a model: which ones, the file, what writes and reads it, and what it has no room for."""
+    models: tuple[type[nn.Module], ...]
+    file: str
+    write: tp.Callable[[tp.Any, Path], tp.Any]
+    read: tp.Callable[[Path], nn.Module]
+    left_out: str
+    words: str
+
+
+def _write_mmaudio(model: nn.Module, folder: Path) -> None:
+    state = {name: value.cpu() for name, value in model.state_dict().items() if not name.startswith('vocoder.')}
+    torch.save(state, folder / MMAUDIO)
+
+
+FORMATS = {
+    'audiocraft': Foreign((EncodecModel,), FILE, export_audiocraft, load_codec, 'quantizer.latent_',
+                          'AudioCraft reads no {}: only an EnCodec can be exported as its file.'),
+    'mmaudio': Foreign((MMAudio, MPMelVAE), MMAUDIO, _write_mmaudio, load_model, 'vocoder.',
+                       'MMAudio reads no {}: only its network (solver=mmaudio/...) and its mel VAE '
+                       '(solver=compression/mel_vae_16k|44k) can be exported as its files.'),
+}
+
+
+def export(reference: str, out: Path | None = None, *, which: str | None = None, only: str | None = None,
+           sigma_rel: float | None = None, force: bool = False) -> Path:
     """Export the model of an XP and return the folder, which is whole or not there.
 
     Args:
         reference (str): `//sig/SIG`, the folder of an XP, or one of its checkpoints.
         out (Path or None): the folder to make; None: `export` in the folder of the XP.
         which (str or None): the weights, as for `load_model`.
-        only_audiocraft (bool): write the file that AudioCraft reads, and the card, alone.
+        only (str or None): one of `FORMATS`: write the file that others read, and the card, alone.
+        sigma_rel (float or None): instead, the post-hoc average of this relative width at the checkpoint.
         force (bool): replace the folder if it exists.
     Raises:
         UserError: no such XP, the folder exists, or the model does not fit the format.
@@ -40,10 +70,13 @@ def export(reference: str, out: Path | None = None, *, which: str | None = None,
     if out.exists() and not force:
         raise UserError(f'{out} exists already: name another folder with --out, or replace this one with --force.')
     model = load_model(checkpoint.path, which=which)
-    if only_audiocraft and not isinstance(model, EncodecModel):
-        raise UserError(f'AudioCraft reads no {type(model).__name__}: only an EnCodec can be exported as its file.')
+    if only and not isinstance(model, FORMATS[only].models):
+        raise UserError(FORMATS[only].words.format(type(model).__name__))
+    if sigma_rel is not None:
+        ema = PostHocEMA.of_snapshots({'model': model}, checkpoint.state.get('ema') or {}, folder / 'ema')
+        model.load_state_dict(ema.synthesize(sigma_rel)['model'])
     with _replacing(out) as new:
-        _write(new, model, checkpoint, only_audiocraft)
+        _write(new, model, checkpoint, only)
         (new / 'README.md').write_text(card(model, checkpoint, folder), encoding='utf-8')
         check(new, model)
         for path in new.iterdir():
@@ -73,13 +106,13 @@ def _replacing(out: Path) -> tp.Iterator[Path]:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _write(folder: Path, model: nn.Module, checkpoint: Checkpoint, only_audiocraft: bool) -> None:
-    if not only_audiocraft:
+def _write(folder: Path, model: nn.Module, checkpoint: Checkpoint, only: str | None) -> None:
+    if not only:
         build_cfg = tp.cast(dict[str, tp.Any], model.build_cfg)
         write_exported(folder, model.state_dict(), build_cfg, config=checkpoint.config, sig=checkpoint.state.get('sig'),
                        update=checkpoint.update, facts=(checkpoint.state.get('objects') or {}).get('facts'))
-    if isinstance(model, EncodecModel):
-        export_audiocraft(model, folder)
+    if only or isinstance(model, EncodecModel):  # beside our own file where it is small
+        FORMATS[only or 'audiocraft'].write(model, folder)
 
 
 def check(folder: Path, model: nn.Module) -> None:
@@ -90,9 +123,9 @@ def check(folder: Path, model: nn.Module) -> None:
     """
     if is_exported(folder):
         _compare('model.safetensors', model, load_model(folder))
-    if (folder / FILE).exists():
-        # AudioCraft's file has no room for our statistics of the latents.
-        _compare(FILE, model, load_codec(folder / FILE), left_out='quantizer.latent_')
+    for foreign in FORMATS.values():
+        if (folder / foreign.file).exists():
+            _compare(foreign.file, model, foreign.read(folder / foreign.file), foreign.left_out)
 
 
 def _compare(name: str, model: nn.Module, loaded: nn.Module, left_out: str | None = None) -> None:

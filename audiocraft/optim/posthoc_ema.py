@@ -98,6 +98,17 @@ class PostHocEMA(Average):
         self._averages = [self._new_averages() for _ in self.sigma_rels]
         self.snapshots: list[dict[str, tp.Any]] = []
 
+    @classmethod
+    def of_snapshots(cls, modules: tp.Mapping[str, nn.Module], state: tp.Mapping[str, tp.Any],
+                     folder: Path | str) -> 'PostHocEMA':
+        """Only to synthesize: what a checkpoint says (`state_dict`) of the snapshots in a folder; changes no file."""
+        if 'snapshots' not in state:
+            raise UserError(f'{folder}: the average of this training is not post-hoc (optim/ema=posthoc): there is '
+                            'one width only.')
+        ema = cls(modules, sigma_rels=state['sigma_rels'], folder=folder)
+        ema.steps, ema.snapshots = int(state['steps']), [dict(snapshot) for snapshot in state['snapshots']]
+        return ema
+
     def _current(self) -> list[torch.Tensor]:
         return self._averages[0]
 
