@@ -244,7 +244,7 @@ def clip_table(seconds: float, short: bool) -> str:
         del model
         shapes = ', '.join(f'{key} {list(value.shape)}' for key, value in made.items())
         lines.append(f'{name:18}{times["making"]:>10.2f}{times["running"]:>10.2f}{memory():>7.2f}  {shapes}')
-    return '\n'.join([*lines, f'{seconds:g} s of video; GiB is the most memory so far.'])
+    return '\n'.join([*lines, f'{seconds:g} s of video, at most {memory():.2f} GiB.'])
 
 
 def memory() -> float:

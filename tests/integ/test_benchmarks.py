@@ -45,3 +45,9 @@ def test_processes(tmp_path):
 def test_grid(tmp_path):
     output = run(tmp_path, 'grid', '--xps', '3')
     assert 'The signatures are the same.' in output and 'Dora/ours' in output
+
+
+def test_mmaudio(tmp_path):
+    output = run(tmp_path, 'mmaudio', '--short', '--rounds', '1')
+    assert 'sound [1, 1, 16000]' in output and 'bfloat16/float32:' in output
+    assert 'guidance: one batched call' in output and re.search(r'a video for each sound: [\d.]+ MB of', output)
