@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import subprocess as sp
@@ -66,6 +67,18 @@ def test_user_errors_are_one_message(monkeypatch, capsys):
     monkeypatch.setattr(dispatch, '_run', fail)
     assert dispatch.main(['check', 'x']) == 1
     assert capsys.readouterr().err == 'error: mend this\n'
+
+
+def test_what_the_system_refuses_is_one_message(monkeypatch, capsys):
+    def fail(verb, arguments):
+        raise OSError(number, os.strerror(number), 'some/file')
+    monkeypatch.setattr(dispatch, '_run', fail)
+    number = errno.EROFS
+    assert dispatch.main(['check', 'x']) == 1
+    assert capsys.readouterr().err == f'error: some/file: {os.strerror(number)}\n'
+    number = errno.ECHILD  # a fault of ours
+    with pytest.raises(OSError):
+        dispatch.main(['check', 'x'])
 
 
 def test_interrupt(monkeypatch):

@@ -127,8 +127,9 @@ def test_nothing_is_given(folder: Path, caplog) -> None:
 
 
 def test_the_sound_of_webm(folder: Path) -> None:
-    run(folder, '--video', Path('videos/a.mp4'), '--out', Path('a.webm'))
-    assert video_info(folder / 'a.webm').sample_rate == 48_000
+    for name in ('a.webm', 'b.WEBM'):
+        run(folder, '--video', Path('videos/a.mp4'), '--out', Path(name))
+        assert video_info(folder / name).sample_rate == 48_000
 
 
 def test_what_is_refused_before_anything_is_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
@@ -141,6 +142,9 @@ def test_what_is_refused_before_anything_is_loaded(folder: Path, monkeypatch: py
             ((*video, '--image', Path('x.png'), *wav), '--video and --image'),
             (('--motion_only', '--prompt', 'x', *wav), '--motion_only needs'),
             ((*video, '--seconds', 0, *wav), '--seconds 0'), ((*video, '--samples', 0, *wav), '--samples 0'),
+            ((*video, '--seconds', 'inf', *wav), '--seconds inf'),
+            ((*video, '--guidance', 'nan', *wav), '--guidance nan'),
+            ((*video, '--out', Path('text.mp4/no.wav')), 'nothing can be written in'),
             ((*video, '--seconds', 3, *wav), 'a.mp4: too short: it lasts 1.50 s, --seconds asks for 3 s'),
             ((*video, Path('twice/a.mov'), '--out', Path('no')), 'have the same name'),
             (('--video', Path('videos'), *wav), '2 videos need a folder'),

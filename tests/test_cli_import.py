@@ -124,7 +124,9 @@ class Hostile:
 
 @pytest.mark.parametrize('content, message', [
     ({'model': torch.nn.Linear(1, 1)}, 'holds pickled objects .*Linear'),
-    ({**STATE, 'x': Hostile()}, 'holds pickled objects'), ([1, 2], 'holds no weights'), ({'a': 1}, 'holds no weights'),
+    ({**STATE, 'x': Hostile()}, 'holds pickled objects'),
+    ({'a': torch.ones(2, device='meta')}, 'without values'), ([1, 2], 'holds no weights'),
+    ({'a': 1}, 'holds no weights'),
     ({'best_state': STATE, 'xp.cfg': 'a: 1'}, 'is an export of AudioCraft')])
 def test_what_is_refused(content: object, message: str, home: Path, tmp_path: Path) -> None:
     from audiocraft.cli import import_weights
@@ -135,9 +137,11 @@ def test_what_is_refused(content: object, message: str, home: Path, tmp_path: Pa
 
 
 def test_sources_that_are_not_there(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    source = str(save(tmp_path / 'x.pt', STATE))
+    source, empty = str(save(tmp_path / 'x.pt', STATE)), tmp_path / 'empty.pth'
+    empty.touch()
     for arguments, message in [
-            ([source], 'say with --name'), (['nothing.pth'], 'no such file'), (['synchformer'], 'weights fetch'),
+            ([source], 'say with --name'), ([str(tmp_path)], 'is a folder'), ([str(empty)], '0 bytes'),
+            (['nothing.pth'], 'no such file'), (['synchformer'], 'weights fetch'),
             ([source, '--name', '../x'], '--name ../x'), ([source, '--name', 'a//b'], '--name a//b')]:
         assert dispatch.main(['import_weights', *arguments]) == 1
         assert message in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """`feature_cache` and `score`, as a user runs them, with tiny networks in the place of the published ones."""
 
+import dataclasses
 import json
 
 import pytest
@@ -72,7 +73,7 @@ def test_caches_of_both_sides(place):
         {key: other[key] for key in other if key in AV_BENCHMARK})
 
 
-def test_resumed_by_id(place, monkeypatch):
+def test_resumed_by_id(place, monkeypatch, capsys):
     run('feature_cache', '--data_dir', 'true', '--output_dir', 'whole')
     first, seen = sorted((place / 'true').iterdir())[0], []
     first.rename(place / first.name)
@@ -83,6 +84,9 @@ def test_resumed_by_id(place, monkeypatch):
     monkeypatch.setattr(_measures, 'read_whole', lambda path, **more: seen.append(path.stem) or read(path, **more))
     assert run('feature_cache', '--data_dir', 'true', '--output_dir', 'cache') == 0
     assert seen == ['clip0']
+    first.rename(place / first.name)
+    run('feature_cache', '--data_dir', 'true', '--output_dir', 'cache')
+    assert '1 clips of cache are not in true and count all the same: clip0' in capsys.readouterr().out
     for network in ('panns', 'vggish'):
         whole, cache = (FeatureCache(place / name).read(network, 'audio') for name in ('whole', 'cache'))
         assert list(whole) == list(cache)
@@ -153,3 +157,40 @@ def test_wrong_use(place, capsys):
         assert words in capsys.readouterr().err
     assert main(['score', '--generated', 'generated', '--data_dir', 'true', '--metric', 'av_bench']) == 1
     assert 'av_benchmark' in capsys.readouterr().err
+
+
+def test_all_true_clips_are_one_side_of_a_distance(place):
+    """With a cache or with media, whether or not they have a generated clip, and each once."""
+    for suffix in ('-0', '-1'):  # two of one name
+        write_clips(place / 'part', [dataclasses.replace(clip, id=f'zxpo56cpUBU_00000{i}{suffix}')
+                                     for i, clip in enumerate(noises(3, seed=len(suffix)))])
+    for i in range(5):
+        (place / 'true' / f'clip{i}.wav').rename(place / 'true' / f'zxpo56cpUBU_00000{i}.wav')
+    run('feature_cache', '--data_dir', 'true', '--output_dir', 'cache')
+    for more in ((), ('--unpaired',)):
+        found = []
+        for truth in (('--cache', 'cache'), ('--data_dir', 'true')):
+            assert run('score', '--generated', 'part', *truth, '--names', 'av_benchmark', *more) == 0
+            scores = results(place / 'part')
+            found.append({key: scores[key] for key in AV_BENCHMARK if scores.get(key) is not None})
+        assert found[0] == pytest.approx(found[1], rel=1e-4) and found[0]['FD-PANN'] > 0
+
+
+def test_what_makes_no_sense_is_refused(place, capsys):
+    run('feature_cache', '--data_dir', 'true', '--output_dir', 'cache')
+    (place / 'bad').mkdir()
+    (place / 'bad' / 'a.wav').write_text('text')
+    scored = ('score', '--generated', 'generated', '--metric', 'tiny', '--seconds', '2')
+    cached = ('feature_cache', '--metric', 'tiny', '--data_dir')
+    for arguments, said in (
+            ((*scored, '--cache', 'nowhere'), 'no such folder of features'),
+            ((*scored, '--cache', 'cache', '--batch_size', '0'), '--batch_size 0'),
+            ((*scored, '--cache', 'cache', '--seconds', '3'), 'are of 2 s of each clip'),
+            ((*scored, '--cache', 'cache', 'fd_pann.network.weights=other.pth'), 'make them again'),
+            ((*cached, 'bad', '--output_dir', 'x'), 'none of its 1 files could be read'),
+            ((*cached, 'true', '--output_dir', 'x', '--save_every', '0'), '--save_every 0')):
+        if 'other.pth' in str(arguments):
+            state = torch.load(place / 'panns.pth', weights_only=True)['model']
+            torch.save({key: value + 1 for key, value in state.items()}, place / 'other.pth')
+        assert main(list(arguments)) == 1
+        assert said in capsys.readouterr().err, arguments

@@ -35,6 +35,14 @@ def read_nodes(name: str, overrides: tp.Sequence[str]) -> dict[str, dict[str, tp
     return {key: node for key, node in (config.get('evaluate', {}).get('metrics') or {}).items() if node}
 
 
+def check_numbers(**values: float) -> None:
+    """Raise `UserError` for an argument that is not above 0."""
+    from ..utils.errors import UserError
+    for name, value in values.items():
+        if not 0 < value < float('inf'):
+            raise UserError(f'--{name} {value:g}: expected more than 0')
+
+
 def settle(node: dict[str, tp.Any], *, device: str, batch_size: int | None, **values: tp.Any) -> dict[str, tp.Any]:
     """A node with values for the keys that its class takes, and where its network runs."""
     import inspect

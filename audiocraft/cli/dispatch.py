@@ -1,6 +1,7 @@
 """From `python -m audiocraft VERB ...` to the module of the verb; nothing heavy is imported before that is known."""
 
 import difflib
+import errno
 import importlib
 import logging
 import os
@@ -10,6 +11,10 @@ import typing as tp
 from ..utils.errors import UserError
 from .overview import overview
 from .verbs import DORA_VERBS, all_verbs
+
+# What an operating system refuses for reasons that lie outside of this program.
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR,
+           errno.EEXIST, errno.ENAMETOOLONG, errno.EMFILE, errno.EIO)
 
 
 def _find_verb(word: str) -> str:
@@ -58,3 +63,9 @@ def main(argv: tp.Sequence[str] | None = None) -> int:
         # The reader of our output has gone (`... | head`); Python would complain when it flushes at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        where = f'{error.filename}: ' if error.filename else ''
+        print(f'error: {where}{error.strerror}', file=sys.stderr)
+        return 1

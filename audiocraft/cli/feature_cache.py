@@ -13,7 +13,6 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-ABOUT = 'audiocraft.json'  # which weights made the features; av-benchmark does not look at it
 Job = tuple[tp.Any, str]
 """A network, and what it is shown."""
 
@@ -78,17 +77,17 @@ class Filling:
 
     def _check_origin(self) -> None:
         """Refuse to add to features of other weights; note those of ours."""
+        from ..metrics.feature_cache import ABOUT
         from ..utils.errors import UserError
         from ..utils.files import write_atomic
-        path = self.cache.folder / ABOUT
-        about = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
+        about = self.cache.about()
         for network, source in self.jobs:
             key, made = f'{network.name} {source}', {'sha256': network.sha256, 'seconds': self.seconds}
             if about.get(key, made) != made and not self.cache.missing(network.name, source):
                 raise UserError(f'{self.cache.folder}: its {source} features of {network.name} were made with '
                                 f'{about[key]}, not with {made}: give another --output_dir, or delete its files.')
             about[key] = made
-        write_atomic(path, json.dumps(about, indent=2) + '\n')
+        write_atomic(self.cache.folder / ABOUT, json.dumps(about, indent=2) + '\n')
 
     def lacking(self, ids: tp.Iterable[str]) -> list[str]:
         """The ids that some network has not seen."""
@@ -126,7 +125,8 @@ def main(args: argparse.Namespace) -> int:
     from ..data.media import MediaError
     from ..features.inputs import read_captions
     from ..utils.errors import UserError
-    from ._measures import Rejected, in_batches, media_by_id, read_nodes, read_whole, settle
+    from ._measures import Rejected, check_numbers, in_batches, media_by_id, read_nodes, read_whole, settle
+    check_numbers(seconds=args.seconds, batch_size=args.batch_size, save_every=args.save_every)
     nodes = read_nodes(args.metric, args.overrides)
     settled = [settle(node, device=args.device, batch_size=args.batch_size) for node in nodes.values()]
     jobs = possible(jobs_of(settled, args.side, args.seconds))
@@ -153,6 +153,11 @@ def main(args: argparse.Namespace) -> int:
         for network, _ in jobs:
             network.rest()
     print('\n'.join(filling.report()))
+    if gone := sorted({id for done in filling.done for id in done} - media.keys()):
+        print(f'{len(gone)} clips of {args.output_dir} are not in {args.data_dir} and count all the same: '
+              f'{", ".join(gone[:5])}')
+    if len(rejected) == len(media):
+        raise UserError(f'{args.data_dir}: none of its {len(rejected)} files could be read.')
     if rejected:
         print(f'{len(rejected)} files could not be read: {", ".join(list(rejected)[:5])}')
     return 0

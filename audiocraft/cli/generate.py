@@ -9,6 +9,7 @@ Examples:
 import argparse
 import dataclasses
 import logging
+import os
 import typing as tp
 from pathlib import Path
 
@@ -105,8 +106,10 @@ def plan(args: argparse.Namespace) -> list[Job]:
         raise UserError('--video and --image: give one of them')
     if args.motion_only and not args.video:
         raise UserError('--motion_only needs a --video')
-    if args.seconds is not None and not args.seconds > 0:
-        raise UserError(f'--seconds {args.seconds:g}: expected more than 0')
+    if args.seconds is not None and not 0 < args.seconds < float('inf'):
+        raise UserError(f'--seconds {args.seconds:g}: expected more than 0, and an end')
+    if args.guidance is not None and not abs(args.guidance) < float('inf'):
+        raise UserError(f'--guidance {args.guidance:g}: expected a number')
     for name in ('samples', 'steps'):
         if getattr(args, name) < 1:
             raise UserError(f'--{name} {getattr(args, name)}: expected at least 1')
@@ -156,9 +159,13 @@ def check_image(path: Path) -> None:
 def check_out(out: Path, jobs: list[Job], pictures: bool) -> None:
     """Refuse names that nothing can be written to, before anything is computed."""
     from ..utils.errors import UserError
+    if is_folder(out) and out.is_file():
+        raise UserError(f'--out {out}: there is a file of this name; expected a folder or a name with a suffix')
+    folder = (out if is_folder(out) else out.parent).absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise UserError(f'--out {out}: nothing can be written in {there}')
     if is_folder(out):
-        if out.is_file():
-            raise UserError(f'--out {out}: there is a file of this name; expected a folder or a name with a suffix')
         return
     sounds, videos = writable()
     allowed = (*sounds, *videos) if pictures else sounds

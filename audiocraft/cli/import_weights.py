@@ -45,6 +45,10 @@ def find_source(given: str, name: str | None) -> tuple[Path, str | None]:
     if name is not None and not weights.is_name(name):
         raise UserError(f'--name {name}: words of letters, digits and "_.-" were expected, with "/" between them.')
     path = Path(given).expanduser()
+    if path.is_dir() and not any(entry.name == given for entry in weights.entries()):
+        raise UserError(f'{given} is a folder; a file of weights was expected.')
+    if path.is_file() and not path.stat().st_size:
+        raise UserError(f'{given} is empty, 0 bytes: get it again.')
     if path.is_file():
         known = weights.entry_of_file(path.name)
         return path, name or (known.name if known else None)
@@ -69,9 +73,10 @@ def convert(source: Path, target: Path, name: str | None) -> dict[str, tp.Any]:
     from ..utils.files import sha256_of, write_atomic
     entry = next((entry for entry in weights.entries() if entry.name == name), None)
     tensors = read(source)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    check_plain(tensors, source)
     for other in entry.beside if entry else ():
         copy_beside(source, target, other)
+    target.parent.mkdir(parents=True, exist_ok=True)
     write(tensors, target)
     difference = weights.difference(source, entry) if entry else None
     record = {'name': name, 'source': source.name, 'source_sha256': sha256_of(source), 'sha256': sha256_of(target),
@@ -88,10 +93,7 @@ def read(source: Path) -> dict[str, tp.Any]:
     import torch
 
     from ..models.published.files import read_file, state_in
-    from ..utils.checkpoint import read_tensors
     from ..utils.errors import UserError
-    if source.suffix == '.safetensors':
-        return read_tensors(source)
     content = read_file(source)
     if isinstance(content, torch.Tensor):
         return {'tensor': content}
@@ -104,6 +106,18 @@ def read(source: Path) -> dict[str, tp.Any]:
     return tensors
 
 
+def check_plain(tensors: dict[str, tp.Any], source: Path) -> None:
+    """Refuse tensors that safetensors cannot hold."""
+    import torch
+
+    from ..utils.errors import UserError
+    other = [name for name, tensor in tensors.items()
+             if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta]
+    if other:
+        raise UserError(f'{source}: "{other[0]}" ({len(other)} such) is quantized, sparse or without values, which '
+                        'safetensors does not hold: save it as a plain tensor first.')
+
+
 def write(tensors: dict[str, tp.Any], target: Path) -> None:
     """Write tensors, each for itself: the file can be read by anything that reads safetensors."""
     import os
@@ -111,6 +125,7 @@ def write(tensors: dict[str, tp.Any], target: Path) -> None:
 
     import safetensors.torch
 
+    from ..utils.errors import UserError
     from ..utils.files import fsync_dir, fsync_file, open_to_others
     seen: set[int] = set()
     for name, tensor in tensors.items():
@@ -119,7 +134,10 @@ def write(tensors: dict[str, tp.Any], target: Path) -> None:
         seen.add(tensors[name].data_ptr())
     part = target.with_name(f'.{target.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp')
     try:
-        safetensors.torch.save_file(tensors, str(part), metadata={'format': 'pt'})
+        try:
+            safetensors.torch.save_file(tensors, str(part), metadata={'format': 'pt'})
+        except safetensors.SafetensorError as error:
+            raise UserError(f'cannot write {target}: {error}') from error
         open_to_others(part)
         fsync_file(part)
         os.replace(part, target)

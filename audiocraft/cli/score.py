@@ -48,10 +48,12 @@ class Truth:
         media (dict): files by id.
         names (str): how names of generated files become ids.
         rejected (Rejected): takes the files that cannot be read.
+        seen (set): ids of the true clips that were read.
     """
     media: dict[str, Path]
     names: str
     rejected: 'Rejected'
+    seen: set[str] = dataclasses.field(default_factory=set)
 
     def id_of(self, name: str) -> str:
         """The id of the true clip of a generated one."""
@@ -72,6 +74,27 @@ class Truth:
                 found.append(None)
         return found
 
+    def once(self, clips: 'tp.Sequence[Clip | None]') -> 'list[Clip | None]':
+        """The clips that come for the first time, None for the others: several generated ones may have one partner."""
+        found: list[Clip | None] = []
+        for clip in clips:
+            found.append(None if clip is None or clip.id in self.seen else clip)
+            self.seen |= {clip.id} if clip is not None else set()
+        return found
+
+    def others(self, batch_size: int) -> 'tp.Iterator[list[Clip]]':
+        """The true clips that no generated one belonged to, a batch at a time."""
+        from ..data.media import MediaError
+        from ._measures import in_batches, read_whole
+        for ids in in_batches([id for id in self.media if id not in self.seen], batch_size):
+            clips = []
+            for id in ids:
+                try:
+                    clips.append(read_whole(self.media[id]))
+                except MediaError as error:
+                    self.rejected.add(error.path, error)
+            yield clips
+
     def stand_ins(self, generated: 'tp.Sequence[Clip]') -> 'list[Clip]':
         """The true clips without their sound, where a cache has it."""
         import torch
@@ -81,6 +104,20 @@ class Truth:
         return [Clip(id, torch.zeros(1, 0), 16_000, media=self.media.get(id)) for id in ids]
 
 
+def check_cache(folder: str | None, seconds: float) -> None:
+    """Refuse a cache that is not there, or whose features are of another part of the clips."""
+    from ..metrics.feature_cache import FeatureCache
+    from ..utils.errors import UserError
+    if folder is None:
+        return
+    if not Path(folder).is_dir():
+        raise UserError(f'{folder}: there is no such folder of features (python -m audiocraft feature_cache makes it)')
+    for name, made in FeatureCache(folder).about().items():
+        if made['seconds'] != seconds:
+            raise UserError(f'{folder}: its features ({name}) are of {made["seconds"]:g} s of each clip, and --seconds '
+                            f'is {seconds:g}: give --seconds {made["seconds"]:g}, or make them again.')
+
+
 def build_measures(args: argparse.Namespace) -> tuple[dict[str, tp.Any], dict[str, tp.Any]]:
     """The measures by name; and the results of those that --unpaired leaves out."""
     from ..metrics.base import unavailable
@@ -88,6 +125,8 @@ def build_measures(args: argparse.Namespace) -> tuple[dict[str, tp.Any], dict[st
     from ..metrics.network_metric import NetworkMetric
     from ..utils.config import build
     from ._measures import read_nodes, settle
+    for folder in (args.cache, args.generated_cache):
+        check_cache(folder, args.seconds)
     measures: dict[str, tp.Any] = {}
     left_out: dict[str, tp.Any] = {}
     for name, node in read_nodes(args.metric, args.overrides).items():
@@ -126,12 +165,23 @@ def take(measures: dict[str, tp.Any], clips: 'list[Clip]', truth: Truth, args: a
     from ..metrics.network_metric import NetworkMetric
     stand_ins = truth.stand_ins(clips)
     true = truth.clips(clips) if truth.media and not all(_cached(metric) for metric in measures.values()) else None
+    true = true or [None] * len(clips)
+    once = truth.once(true)
     for metric in measures.values():
         if isinstance(metric, NetworkMetric):  # its network cuts what it hears itself
-            metric.update(clips, stand_ins if _cached(metric) else true or [None] * len(clips))
+            metric.update(clips, stand_ins if _cached(metric) else true if metric.paired else once)
         else:
             metric.update([_cut(clip, args.seconds) for clip in clips],
-                          [clip and _cut(clip, args.seconds) for clip in true or [None] * len(clips)])
+                          [clip and _cut(clip, args.seconds) for clip in true])
+
+
+def take_others(measures: dict[str, tp.Any], truth: Truth, batch_size: int) -> None:
+    """Show the true clips without a generated one to the measures that compare sets."""
+    from ..metrics.network_metric import NetworkMetric
+    sets = [metric for metric in measures.values() if isinstance(metric, NetworkMetric) and metric.compares_sets]
+    for clips in truth.others(batch_size) if sets else ():
+        for metric in sets:
+            metric.add_true(clips)
 
 
 def _cached(metric: tp.Any) -> bool:
@@ -164,7 +214,8 @@ def main(args: argparse.Namespace) -> int:
     from ..utils.errors import UserError
     from ..utils.files import write_atomic
     from ..utils.logging import jsonable
-    from ._measures import Rejected, media_by_id
+    from ._measures import Rejected, check_numbers, media_by_id
+    check_numbers(seconds=args.seconds, batch_size=args.batch_size)
     if not args.cache and (not args.data_dir or args.generated_cache):
         raise UserError('What are the true clips? Give --cache (made by `python -m audiocraft feature_cache`)'
                         + (', or --data_dir, the folder of their media.' if not args.generated_cache else '.'))
@@ -176,6 +227,7 @@ def main(args: argparse.Namespace) -> int:
         count += len(clips)
     if args.generated and not count:
         raise UserError(f'{args.generated}: none of its {len(truth.rejected)} files could be read.')
+    take_others(measures, truth, args.batch_size)
     for metric in measures.values():
         results |= metric.compute()
     results = in_order(results)

@@ -132,7 +132,10 @@ def write_audio(path: tp.Union[str, Path], wav: torch.Tensor, sample_rate: int, 
     samples = wav.detach().cpu().float().reshape(-1, wav.shape[-1]).t()
     samples = samples if subtype == 'FLOAT' else samples.clamp(-1., 1.)
     with replaced(path) as temporary:
-        soundfile.write(str(temporary), samples.numpy(), sample_rate, format=container, subtype=subtype or encoding)
+        try:
+            soundfile.write(str(temporary), samples.numpy(), sample_rate, format=container, subtype=subtype or encoding)
+        except soundfile.LibsndfileError as error:  # it does not say more than "System error." of a full disk
+            raise UserError(f'cannot write {path}: {error.error_string} (is there space left?)') from error
     return path
 
 

@@ -52,7 +52,7 @@ def wavcaps(source: Path, id_format: str) -> tp.Iterator[Caption]:
         with _opened(source) as file:
             content = json.load(file)
         entries = content['data'] if isinstance(content, dict) else content
-        pairs = [(str(entry['id']), str(entry['caption'])) for entry in entries]
+        pairs = [(str(entry['id']), '' if entry['caption'] is None else str(entry['caption'])) for entry in entries]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f'{source}: expected a json file of WavCaps, {{"data": [{{"id": ..., "caption": ...}}, ...]}} '
                         f'({type(error).__name__}: {error})') from None
@@ -107,10 +107,22 @@ def _sources(source: Path, suffix: str) -> list[Path]:
     return files
 
 
+def _read(kind: Kind, path: Path, id_format: str) -> tp.Iterator[Caption]:
+    try:
+        for caption in kind.read(path, id_format):
+            if caption.part != Path(caption.part).name:  # it names a file
+                raise UserError(f'{path}: "{caption.part}" cannot be the name of a part')
+            yield caption
+    except UnicodeDecodeError as error:
+        raise UserError(f'{path} is not utf-8 text ({error.reason} at byte {error.start}): save it as utf-8.') from None
+    except csv.Error as error:
+        raise UserError(f'{path} is no csv file: {error}.') from None
+
+
 def _hold_out(captions: list[Caption], part: str, count: int) -> list[Caption]:
     """Give `count` ids of a part to `valid`: those with the least sha256, whatever the order of the list."""
     ids = {caption.id for caption in captions if caption.part == part}
-    if count >= len(ids):
+    if not 0 < count < len(ids):
         raise UserError(f'{count} ids cannot be held out of "{part}", which has {len(ids)}')
     held = set(sorted(ids, key=lambda id: hashlib.sha256(id.encode()).digest())[:count])
     return [caption._replace(part=VALID) if caption.part == part and caption.id in held else caption
@@ -137,7 +149,7 @@ def write_caption_tables(kind: str, source: str | Path, output: str | Path, *, s
         raise UserError(f'"{kind}" is unknown, expected one of {", ".join(KINDS)}')
     reader, output = KINDS[kind], Path(output)
     captions = [caption for path in _sources(Path(source), reader.suffix)
-                for caption in reader.read(path, id_format or reader.id_format)]
+                for caption in _read(reader, path, id_format or reader.id_format)]
     if valid:
         captions = _hold_out(captions, 'train', valid)
     parts = list(dict.fromkeys(caption.part for caption in captions))

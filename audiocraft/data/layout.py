@@ -69,6 +69,11 @@ class StoreFiles:
         beside = lambda suffix: base.with_name(base.name + suffix)  # noqa: E731
         return cls(base, beside('.tsv'), beside('.facts.json'), beside('.rejected.tsv'))
 
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether the store is being written, or its writing was stopped."""
+        return not self.folder.exists() and self.folder.with_name(f'{self.folder.name}.partial').exists()
+
     def memmap(self, key: str) -> Path:
         """The file of one tensor."""
         return self.folder / f'{key}.memmap'

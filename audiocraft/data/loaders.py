@@ -343,7 +343,8 @@ STAGE_DEFAULTS = {'train': {'shuffle': True, 'infinite': True}}
 
 
 def build_loader(dset_stage: tp.Mapping[str, tp.Any] | None, dataset: tp.Mapping[str, tp.Any], *, stage: str, seed: int,
-                 rank: int = 0, world_size: int = 1, limit: int | None = None) -> StoreLoader:
+                 rank: int = 0, world_size: int = 1, limit: int | None = None, split: str | None = None
+                 ) -> StoreLoader:
     """Build the loader of a stage: endless and shuffled for `train`, one pass in the order of the stores for others.
 
     Args:
@@ -355,17 +356,18 @@ def build_loader(dset_stage: tp.Mapping[str, tp.Any] | None, dataset: tp.Mapping
         seed (int): seed of the order.
         rank, world_size (int): which part of each batch is read here.
         limit (int or None): the first so many rows, instead of `num_samples`.
+        split (str or None): the key of `dset_stage` in `dset`, by default the stage.
     Raises:
         UserError: no stores are named, or they are not sound.
     """
-    stores = (dset_stage or {}).get('stores')
+    stores, split = (dset_stage or {}).get('stores'), split or stage
     if not stores:
-        raise UserError(f'dset.{stage}.stores is empty: name the stores to read, for instance with dset=example, or '
-                        f"dset.{stage}.stores=['data/mine/{stage}'].")
+        raise UserError(f'dset.{split}.stores is empty: name the stores to read, for instance with dset=example, or '
+                        f"dset.{split}.stores=['data/mine/{split}'].")
     own = dataset.get(stage) or {}
     mixture = Mixture(stores, keys=(dset_stage or {}).get('keys'), limit=limit or own.get('num_samples'))
     return StoreLoader(
         mixture, batch_size=own.get('batch_size') or dataset['batch_size'], seed=seed,
-        threads=dataset.get('num_workers', 1), rank=rank, world_size=world_size, name=stage,
+        threads=dataset.get('num_workers', 1), rank=rank, world_size=world_size, name=split,
         check_finite=dataset.get('check_finite', True), padding=own.get('padding', dataset.get('padding')),
         windows=own.get('windows', dataset.get('windows')), **STAGE_DEFAULTS.get(stage, {}))

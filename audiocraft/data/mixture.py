@@ -15,6 +15,7 @@ from .store import Store
 logger = logging.getLogger(__name__)
 
 SHARED_FACTS = ('sample_rate', 'frame_rate')
+PICTURES = ('clip_features', 'sync_features')
 Source = tp.Union[str, Path, Store, tp.Mapping[str, tp.Any]]
 
 
@@ -45,6 +46,8 @@ class Mixture:
             store, repeat = _open(source, opened)
             self.stores.append(store)
             self.repeats.append(repeat)
+        for store in dict.fromkeys(self.stores):
+            _leave_zeros_out(store)
         if not self.stores:
             raise UserError('A mixture needs at least one store, the list is empty.')
         self._parts = [store for store, repeat in zip(self.stores, self.repeats) for _ in range(repeat)]
@@ -94,7 +97,7 @@ class Mixture:
 
         It is the one whose latent statistics count, as in MMAudio's training.
         """
-        return next((store for store in self.stores if store.keys.keys() & {'clip_features', 'sync_features'}),
+        return next((store for store in self.stores if store.keys.keys() & set(PICTURES)),
                     self.stores[0])
 
     @property
@@ -126,11 +129,13 @@ def _present(sources: tp.Sequence[Source]) -> list[Source]:
     """The sources without the optional ones that are not there."""
     present: list[Source] = []
     for source in sources:
-        optional = isinstance(source, tp.Mapping) and source.get('optional', False)
-        if optional and not StoreFiles.at(resolve_path(source['path'])).folder.exists():  # type: ignore[index]
-            logger.warning('There is no store %s: training goes on without it.', source['path'])  # type: ignore[index]
-        else:
+        path = source.get('path') if isinstance(source, tp.Mapping) and source.get('optional', False) else None
+        files = None if path is None else StoreFiles.at(resolve_path(path))
+        if files is None or files.folder.exists():
             present.append(source)
+        else:
+            hint = ' (its writing has not finished)' if files.is_unfinished else ''
+            logger.warning('There is no store %s%s: training goes on without it.', path, hint)
     return present
 
 
@@ -153,6 +158,19 @@ def _open_described(source: tp.Mapping[str, tp.Any], opened: dict[str, Store]) -
     if type(repeat) is not int or repeat < 1:
         raise UserError(f'{source["path"]}: "repeat" is {repeat!r}, expected a whole number from 1 on.')
     return _open(source['path'], opened)[0], repeat
+
+
+def _leave_zeros_out(store: Store) -> None:
+    """Features of pictures that are zeros in (16 rows of) a store mean that it has no pictures: learned nulls stand
+    for those, as in MMAudio's training."""
+    for key in PICTURES:
+        if key not in store.keys or key in store.offsets or not len(store):
+            continue
+        rows = torch.linspace(0, len(store) - 1, min(len(store), 16)).long()
+        if not store.tensors[key][rows].any():
+            logger.warning('%s: "%s" holds zeros, so it is left out: there are no pictures.', store.files.folder, key)
+            store.keys = {name: spec for name, spec in store.keys.items() if name != key}
+            store.tensors = {name: tensor for name, tensor in store.tensors.items() if name != key}
 
 
 def _union(stores: tp.Sequence[Store]) -> dict[str, Spec]:

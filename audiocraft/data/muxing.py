@@ -113,7 +113,8 @@ def write_pictures(path: tp.Union[str, Path], pictures: tp.Iterable[np.ndarray],
         stream.codec_context.thread_count = 1
         track = None
         if audio is not None:
-            track = AudioTrack(container, audio, sample_rate or 0, codec='libopus' if path.suffix == '.webm' else 'aac')
+            sound_codec = 'libopus' if path.suffix.lower() == '.webm' else 'aac'
+            track = AudioTrack(container, audio, sample_rate or 0, codec=sound_codec)
         for index, picture in enumerate(pictures):
             frame = av.VideoFrame.from_ndarray(picture, format=pixels)
             frame.pts, frame.time_base = index, 1 / rate

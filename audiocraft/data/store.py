@@ -164,8 +164,7 @@ def _inspect(files: StoreFiles, deep: bool = False) -> tuple[list[str], Layout]:
     """All problems of a store, and its layout (empty when `meta.json` is no good)."""
     nothing = Layout({}, {})
     if not files.folder.is_dir():
-        hint = ' (its writing has not finished)' if files.folder.with_name(files.folder.name + '.partial').exists() \
-            else ''
+        hint = ' (its writing has not finished)' if files.is_unfinished else ''
         return [f'{files.folder}: there is no such store{hint}.'], nothing
     path = files.folder / 'meta.json'
     try:
@@ -256,6 +255,8 @@ class Store:
     def __init__(self, path: str | Path):
         self.files = StoreFiles.at(path)
         problems, layout = _inspect(self.files)
+        if problems and not self.files.folder.is_dir():
+            raise UserError(problems[0])
         if problems:
             listed = ''.join(f'\n  - {problem}' for problem in problems)
             raise UserError(f'The store {self.files.folder} is not sound, so nothing was read from it:{listed}')

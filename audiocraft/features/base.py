@@ -5,10 +5,21 @@ import typing as tp
 import torch
 from torch import nn
 
+from ..utils.errors import UserError
+
 # Feature key -> (shape of one item, dtype).
 Spec = dict[str, tuple[tuple[int, ...], torch.dtype]]
 # Frames uint8 [T, 3, H, W] -> frames uint8 [T, 3, h, w], each on its own.
 View = tp.Callable[[torch.Tensor], torch.Tensor]
+
+DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """The dtype that models compute in, by its name: `float32` or `bfloat16`."""
+    if name not in DTYPES:
+        raise UserError(f'dtype={name} is unknown, expected one of {", ".join(DTYPES)}')
+    return DTYPES[name]
 
 
 def weights_sha256(module: nn.Module) -> str:

@@ -5,19 +5,18 @@ DFN5B-CLIP ViT-H-14 (https://arxiv.org/abs/2309.17425). Nothing is downloaded: s
 """
 
 import typing as tp
-from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from ..environment import resolve_path
+from ..models.published.files import load_strict, read_state
+from ..utils.checkpoint import State
 from ..utils.errors import UserError
-from .base import Extractor, Spec, weights_sha256
+from .base import Extractor, Spec, dtype_named, weights_sha256
 from .transforms import squash
 
-State = dict[str, torch.Tensor]
-DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
 # Of the red, green and blue of the pictures that CLIP was trained on.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -64,40 +63,6 @@ def _tower(config: dict[str, tp.Any], visual: bool, dtype: torch.dtype) -> nn.Mo
     return clip
 
 
-def _read(path: Path) -> State:
-    """The tensors of a file of weights, mapped into memory where its format allows it."""
-    try:
-        if path.suffix == '.safetensors':
-            from safetensors.torch import load_file
-            return load_file(path)
-        try:
-            content = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
-        except RuntimeError:  # the format of torch before 1.6 cannot be mapped
-            content = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:  # what is raised for a damaged or hostile file is of many kinds
-        raise UserError(f'Cannot read the weights of CLIP in {path}: {str(error).splitlines()[0]}') from error
-    content = content.get('state_dict', content) if isinstance(content, dict) else {}
-    return {str(key).removeprefix('module.'): value for key, value in content.items()
-            if isinstance(value, torch.Tensor)}
-
-
-def _some(names: tp.Iterable[str]) -> str:
-    listed = sorted(names)
-    return ', '.join(listed[:3]) + (f' and {len(listed) - 3} more' if len(listed) > 3 else '')
-
-
-def _check(state: State, expected: State, path: Path) -> None:
-    """Compare names and shapes of the tower in a file with those of the model."""
-    missing, unknown = expected.keys() - state.keys(), state.keys() - expected.keys()
-    other = [f'{key} {list(state[key].shape)} instead of {list(value.shape)}' for key, value in expected.items()
-             if key in state and state[key].shape != value.shape]
-    problems = [f'{word} {_some(names)}' for word, names in
-                (('it lacks', missing), ('it has besides', unknown), ('of other shapes are', other)) if names]
-    if problems:
-        raise UserError(f'{path} does not hold this tower of CLIP: {"; ".join(problems)}. '
-                        'Is `model` the one that these weights belong to?')
-
-
 def _random(expected: State, seed: int = 0) -> State:
     """Weights of the right shapes, the same at each call: to try things out without the real ones."""
     generator = torch.Generator().manual_seed(seed)
@@ -121,22 +86,16 @@ class _Clip(Extractor):
 
     def __init__(self, *, model: str | dict[str, tp.Any], weights: str | None, dtype: str, visual: bool):
         super().__init__()
-        if dtype not in DTYPES:
-            raise UserError(f'dtype of CLIP must be one of {", ".join(DTYPES)}, got "{dtype}".')
+        self.dtype = dtype_named(dtype)
         path = None if weights is None else resolve_path(weights)
-        if path is not None and not path.is_file():
-            raise UserError(f'The weights of CLIP should be at {path}, where there is no file.')
         self.config = _model_config(model)
-        self.clip: tp.Any = _tower(self.config, visual, DTYPES[dtype])
-        expected = self.clip.state_dict()
-        if path is None:
-            state = _random(expected)
-        else:
-            state = {key: value for key, value in _read(path).items() if key.startswith(VISUAL) == visual}
-            _check(state, expected, path)
+        self.clip: tp.Any = _tower(self.config, visual, self.dtype)
+        state = _random(self.clip.state_dict()) if path is None else {
+            name: value for key, value in read_state(path).items()
+            if (name := key.removeprefix('module.')).startswith(VISUAL) == visual}
         # A copy only where the file has another dtype: else the pages of the file are the weights.
-        self.clip.load_state_dict({key: value.to(DTYPES[dtype]) for key, value in state.items()}, assign=True)
-        self.dtype = DTYPES[dtype]
+        load_strict(self.clip, {name: value.to(self.dtype) for name, value in state.items()}, path or 'random',
+                    assign=True)
         self._sha256 = ''
         self.requires_grad_(False).eval()
 

@@ -17,13 +17,13 @@ class Codec(Extractor):
 
     Args:
         model (CompressionModel or str): the model, or where to load it from (XP folder, checkpoint, `//sig/SIG`).
-        device (str): where it runs.
+        device (str or torch.device): where it runs.
     Raises:
         UserError: the model divides audio by its volume, which codes or latents alone do not hold.
     """
     consumes = 'audio'
 
-    def __init__(self, model: CompressionModel | str, *, device: str = 'cpu'):
+    def __init__(self, model: CompressionModel | str, *, device: str | torch.device = 'cpu'):
         super().__init__()
         self.reference = model if isinstance(model, str) else None
         self.model = load_compression_model(model, device=device) if isinstance(model, str) else model.to(device)

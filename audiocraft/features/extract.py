@@ -7,6 +7,7 @@ another one writes behind them; see `pipeline.py`.
 import errno
 import hashlib
 import logging
+import math
 import os
 import time
 import typing as tp
@@ -17,15 +18,16 @@ import torch
 from ..data.journal import read_journals
 from ..data.media import MediaError
 from ..data.store_writer import KeySpec, StoreWriter
-from ..environment import resolve_path
 from ..models.compression import CompressionModel
 from ..utils.config import build
+from ..utils.devices import select_device
 from ..utils.errors import UserError
 from ..utils.logging import ProgressLine
-from .base import Extractor
+from .base import Extractor, dtype_named
 from .codec import Codec
 from .inputs import Item, Reader, list_clips, list_videos
-from .pipeline import DTYPES, Behind, Inputs, Outputs, Runner, ahead
+from .online import require_weights
+from .pipeline import Behind, Inputs, Outputs, Runner, ahead
 from .windows import list_windows
 
 logger = logging.getLogger(__name__)
@@ -78,7 +80,9 @@ def extract(*, data_dir: str | Path | None = None, output_dir: str | Path, codec
         UserError: nothing to extract, a store of something else at `output_dir`, no item accepted, ...
     """
     rank, world_size = _place(rank, world_size)
-    check_models(codec, extractors or {}, dtype)
+    _check_values(duration, batch_size, normalize_audio)
+    dtype_named(dtype)  # what is wrong is said before a folder is listed or a model built
+    require_weights([codec, extractors or {}])
     items = _list_items(data_dir, clips_tsv, manifest, captions_tsv, duration, min_duration if windows else None,
                         only_listed)
     videos = not (windows or clips_tsv)
@@ -100,7 +104,7 @@ def extract(*, data_dir: str | Path | None = None, output_dir: str | Path, codec
     finally:
         writer.close()
     if rank == 0:
-        _wait_for_others(writer, len(items))
+        _wait_for_others(writer, len({item.id for item in items}))
         _report(writer, output_dir)
     return Path(output_dir)
 
@@ -111,30 +115,22 @@ def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
             int(os.environ.get('WORLD_SIZE', 1)) if world_size is None else world_size)
 
 
-def check_models(codec: str | CompressionModel, nodes: tp.Mapping[str, tp.Any], dtype: str = 'float32') -> None:
-    """Raise `UserError` with all published weights that are missing, before a folder is listed or a model built."""
-    if dtype not in DTYPES:
-        raise UserError(f'dtype={dtype} is unknown, expected one of {", ".join(DTYPES)}')
-    values = [codec, *(value for node in nodes.values() if isinstance(node, tp.Mapping) for value in node.values())]
-    names = [value for value in values if isinstance(value, str) and value.startswith('//pretrained/')]
-    problems = []
-    for name in dict.fromkeys(names):
-        try:
-            resolve_path(name)
-        except UserError as error:
-            problems.append(str(error))
-    if problems:
-        raise UserError('\n'.join(problems))
+def choose_device(name: str) -> torch.device:
+    """The device of this process, which is then also the one that CUDA takes when it is not told."""
+    device = select_device(name)
+    if device.index is not None:
+        torch.cuda.set_device(device)  # else every process would also take memory of the first one
+    return device
 
 
-def choose_device(name: str) -> str:
-    """The device of this process: `cuda` is the GPU of its `LOCAL_RANK`, `auto` that or the CPU."""
-    if name == 'auto':
-        name = 'cuda' if torch.cuda.is_available() else 'cpu'
-    if name == 'cuda' and torch.cuda.is_available():
-        name = f'cuda:{int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()}'
-        torch.cuda.set_device(name)  # else every process would also take memory of the first one
-    return name
+def _check_values(duration: tp.Any, batch_size: tp.Any, normalize_audio: tp.Any) -> None:
+    number = isinstance(duration, (int, float)) and not isinstance(duration, bool)
+    if not number or not 0 < duration < math.inf:
+        raise UserError(f'duration={duration}: expected seconds, more than 0')
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise UserError(f'batch_size={batch_size}: expected a whole number from 1 on')
+    if not isinstance(normalize_audio, bool):
+        raise UserError(f'normalize_audio={normalize_audio}: expected true or false')
 
 
 def _check_sources(data_dir: str | Path | None, clips_tsv: str | Path | None, manifest: str | Path | None,
@@ -167,8 +163,8 @@ def _list_items(data_dir: str | Path | None, clips_tsv: str | Path | None, manif
     return list_videos(source, captions_tsv, only_listed)
 
 
-def build_extractors(codec: str | CompressionModel, nodes: tp.Mapping[str, tp.Any], device: str = 'cpu',
-                     with_frames: bool = True) -> dict[str, Extractor]:
+def build_extractors(codec: str | CompressionModel, nodes: tp.Mapping[str, tp.Any],
+                     device: str | torch.device = 'cpu', with_frames: bool = True) -> dict[str, Extractor]:
     """Return the codec (as `codec`) and the extractors by name, those of frames only where there are frames."""
     models: dict[str, Extractor] = {'codec': Codec(codec, device=device)}
     for name, node in nodes.items():
@@ -193,6 +189,8 @@ def store_spec(models: tp.Mapping[str, Extractor], duration: float, ragged: bool
         for key, (shape, dtype) in model.spec(duration).items():
             if key in spec:
                 raise UserError(f'extractors.{name} gives "{key}", which another extractor gives as well')
+            if min(shape, default=1) < 1:
+                raise UserError(f'duration={duration:g} is too short: {name} gives "{key}" of shape {list(shape)}')
             spec[key] = ((None, *shape[1:]) if ragged and key in model.timed else shape), dtype
     return spec
 

@@ -151,14 +151,22 @@ def _video_item(path: Path, kept: tp.Mapping[str, Path], captions: tp.Mapping[st
     return Item(id, path, caption, refused=f'duplicate: {kept[path.stem].name} has the same id "{path.stem}"')
 
 
-def _find_audio(folder: Path, name: str) -> Path | None:
-    """Return the audio file of a name, flac before wav before the others."""
-    suffixes = ['.flac', '.wav', *(suffix for suffix in AUDIO_SUFFIXES if suffix not in ('.flac', '.wav'))]
-    return next((path for suffix in suffixes if (path := folder / f'{name}{suffix}').is_file()), None)
+def audio_by_stem(folder: Path) -> dict[str, Path]:
+    """The audio files of a folder by stem; of several of one stem, flac comes before wav before the others."""
+    order = ['.flac', '.wav', *(suffix for suffix in AUDIO_SUFFIXES if suffix not in ('.flac', '.wav'))]
+    with os.scandir(folder) as entries:
+        files = [folder / entry.name for entry in entries
+                 if Path(entry.name).suffix.lower() in order and entry.is_file()]
+    found: dict[str, Path] = {}
+    for path in sorted(files, key=lambda path: (order.index(path.suffix.lower()), path)):
+        found.setdefault(path.stem, path)
+    return found
 
 
 def _bounds(row: tp.Mapping[str, str], path: str | Path) -> tuple[int, int]:
     try:
+        if not (row['id'] and row['name']):
+            raise UserError(f'{path}: a clip has no id or no name: {" ".join(row.values())}')
         start, end = int(row['start_sample']), int(row['end_sample'])
     except ValueError:
         raise UserError(f'{path}: clip "{row["id"]}": start_sample and end_sample must be whole numbers, got '
@@ -187,8 +195,8 @@ def list_clips(data_dir: str | Path, clips_tsv: str | Path, captions_tsv: str | 
     """
     folder = _require_folder(data_dir)
     captions = read_captions(captions_tsv) if captions_tsv else {}
-    find = functools.lru_cache(maxsize=None)(functools.partial(_find_audio, folder))
-    items, seen, count = list[Item](), set(), dict[str, int]()
+    listed = functools.lru_cache(maxsize=None)(lambda part: audio_by_stem(part) if part.is_dir() else {})
+    items, seen, taken, count = list[Item](), set(), set[str](), dict[str, int]()
     rows = read_table(clips_tsv, required=['id', 'name', 'start_sample', 'end_sample'])
     for row in rows:
         if only_listed and row['name'] not in captions:
@@ -199,7 +207,11 @@ def list_clips(data_dir: str | Path, clips_tsv: str | Path, captions_tsv: str | 
         seen.add((row['id'], row['name'], bounds))
         repeat = count[row['id']] = count.get(row['id'], -1) + 1
         id = f'{row["id"]}#{repeat}' if repeat else row['id']
-        items.append(Item(id, find(row['name']), captions.get(row['name'], ''), bounds))
+        if id in taken:
+            raise UserError(f'{clips_tsv}: two of its clips would be called "{id}": rename one of them')
+        taken.add(id)
+        place = folder / row['name']
+        items.append(Item(id, listed(place.parent).get(place.name), captions.get(row['name'], ''), bounds))
     if not rows:
         raise UserError(f'{clips_tsv} lists no clip')
     missing = _missing(captions, {row['name'] for row in rows}, captions_tsv, clips_tsv, only_listed)

@@ -12,6 +12,7 @@ from ..data.samples import find_media
 from ..data.store_dataset import Batch
 from ..data.video import Video, read_video
 from ..environment import resolve_path
+from ..models.published import mel_vae
 from ..utils.config import locate, rebuild
 from ..utils.errors import UserError
 from .base import Extractor, frame_rates, frame_size, frame_views
@@ -22,9 +23,8 @@ IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp')
 MOTION = 'sync_features'
 """The key of what moves in a video: a picture has none of it."""
 
-VOCODERS = {'//pretrained/mmaudio/vae_16k': ['//pretrained/mmaudio/bigvgan_16k'],
-            '//pretrained/mmaudio/vae_44k': ['//pretrained/bigvgan_v2_44khz']}
-"""What published codecs need besides."""
+VOCODERS = {mel_vae.reference(end['sample_rate']): [end['vocoder']] for end in mel_vae.FRONT_ENDS.values()}
+"""What published codecs need besides, to decode."""
 
 Keys = tp.Collection[str] | None
 Features = dict[str, torch.Tensor]
@@ -189,9 +189,8 @@ def _references(tree: tp.Any) -> tp.Iterator[str]:
     """All external weights that configs name, `//pretrained/NAME`, with those that are defaults of their classes."""
     if isinstance(tree, str) and tree.startswith('//pretrained/'):
         yield tree
-        yield from VOCODERS.get(tree, ())
     if isinstance(tree, dict):
-        if '_target_' in tree:
+        if str(tree.get('_target_', '')).startswith('audiocraft.'):
             parameters = inspect.signature(locate(tree['_target_'], ['audiocraft.'])).parameters
             yield from _references([x.default for name, x in parameters.items() if name not in tree])
         tree = list(tree.values())

@@ -7,6 +7,7 @@ from ..data.audio import audio_info
 from ..data.manifest import write_table
 from ..data.media import AUDIO_SUFFIXES, MediaError
 from ..utils.errors import UserError
+from .inputs import audio_by_stem
 
 logger = logging.getLogger(__name__)
 
@@ -51,16 +52,20 @@ def partition_clips(data_dir: str | Path, output: str | Path, start: int = 0, en
     Returns:
         Path: `output`.
     Raises:
-        UserError: no such folder, no audio in it, or a range that is outside of it.
+        UserError: no such folder, no audio in it, a range that is outside of it, or no length or number of clips.
     """
+    if not clip_seconds > 0 or max_clips < 1:
+        raise UserError(f'clip_seconds={clip_seconds:g} and max_clips={max_clips}: expected more than 0')
     files = list_audio(data_dir)
     stop = len(files) if end < 0 else min(end, len(files))
     if not 0 <= start <= stop:
         raise UserError(f'start {start} and end {end} are not a part of the {len(files)} files of {data_dir}')
     rows: list[dict[str, tp.Any]] = []
-    skipped = 0
+    skipped, taken = 0, audio_by_stem(Path(data_dir))
     for path in files[start:stop]:
         try:
+            if (twin := taken.get(path.stem, path)) != path:
+                raise MediaError(path, 'duplicate', f'{twin.name} has the same name')
             info = audio_info(path)
         except MediaError as error:
             logger.warning('%s (left out)', error)
@@ -71,5 +76,5 @@ def partition_clips(data_dir: str | Path, output: str | Path, start: int = 0, en
         rows += [{'id': f'{path.stem}_{i}', 'name': path.stem, 'start_sample': low, 'end_sample': high}
                  for i, (low, high) in enumerate(bounds)]
     write_table(output, rows, COLUMNS)
-    logger.info('%s: %d clips of %d files (%d too short or unreadable)', output, len(rows), stop - start, skipped)
+    logger.info('%s: %d clips of %d files (%d give none)', output, len(rows), stop - start, skipped)
     return Path(output)

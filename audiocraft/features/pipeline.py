@@ -7,11 +7,10 @@ import typing as tp
 
 import torch
 
-from .base import Extractor
+from .base import Extractor, dtype_named
 
 Inputs = dict[str, tp.Any]
 Features = dict[str, torch.Tensor]
-DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
 T = tp.TypeVar('T')
 U = tp.TypeVar('U')
 
@@ -99,7 +98,8 @@ class Runner:
     """
 
     def __init__(self, models: tp.Mapping[str, Extractor], batch_size: int, dtype: str = 'float32', texts: int = 1024):
-        self.models, self.batch_size, self.dtype, self.texts = models, batch_size, DTYPES[dtype], max(texts, batch_size)
+        self.models, self.batch_size, self.texts = models, batch_size, max(texts, batch_size)
+        self.dtype = dtype_named(dtype)
         self._known: dict[str, collections.OrderedDict[str, Features]] = {
             name: collections.OrderedDict() for name, model in models.items() if model.consumes == 'text'}
 

@@ -11,39 +11,36 @@ import torch
 from torch import nn
 
 from ..environment import resolve_path
-from ..models.published.files import read_state
+from ..models.published.files import Undrawn, load_strict, read_state
 from ..modules.sequence import segments_length
+from ..utils.devices import select_device
 from ..utils.errors import UserError
 from ..utils.random import fork_rng
-from .base import Extractor, Spec
+from .base import Extractor, Spec, dtype_named
 from .nets.synchformer import SegmentMel, SynchformerNetwork
 from .nets.synchformer_visual import VisualEncoder
 from .transforms import crop_resized
 
 WEIGHTS = '//pretrained/synchformer'
 VISUAL = 'vfeat_extractor.'
-DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
 FPS, SAMPLE_RATE = 25., 16_000
 SAMPLES = 10_240  # of a segment of sound: as long as 16 frames
+N = tp.TypeVar('N', bound=nn.Module)
 
 
-def load_network(make: tp.Callable[[], nn.Module], path: Path, prefix: str = '') -> nn.Module:
+def load_network(make: tp.Callable[[], N], path: Path, prefix: str = '') -> N:
     """The network that `make` builds, frozen, with those weights of a file whose name begins with `prefix`.
 
-    Only they are read from the disk, and none are drawn that would be overwritten.
+    Only they are read from the disk, where the format of the file allows it; none are drawn to be overwritten.
 
     Raises:
         UserError: the file cannot be read, or holds the weights of something else.
     """
     state = {name.removeprefix(prefix): value.to(torch.float32, copy=True)
              for name, value in read_state(path).items() if name.startswith(prefix)}
-    with torch.device('meta'):
+    with Undrawn():
         network = make()
-    try:
-        network.load_state_dict(state, strict=True, assign=True)
-    except RuntimeError as error:
-        raise UserError(f'{path}: the weights do not fit the network: {error}') from error
-    return network.eval().requires_grad_(False)
+    return load_strict(network, state, path, assign=True).eval().requires_grad_(False)
 
 
 def count_segments(length: int, size: int) -> int:
@@ -86,8 +83,6 @@ class Synchformer(Extractor):
     def __init__(self, *, weights: str | Path | None = WEIGHTS, fps: float = FPS, size: int = 224,
                  dtype: str = 'float32', segments: int = 8, network: dict[str, tp.Any] | None = None):
         super().__init__()
-        if dtype not in DTYPES:
-            raise UserError(f'dtype: {dtype!r} was given, {" or ".join(DTYPES)} was expected')
         if segments < 1:
             raise UserError(f'segments: at least 1 in a pass was expected, got {segments}')
         self.fps, self.side, self.segments = fps, size, segments
@@ -96,9 +91,8 @@ class Synchformer(Extractor):
             with fork_rng(0, 'synchformer'):
                 self.vfeat_extractor = make().eval().requires_grad_(False)
         else:
-            loaded = load_network(make, resolve_path(weights), VISUAL)
-            self.vfeat_extractor = tp.cast(VisualEncoder, loaded)
-        self.to(DTYPES[dtype])
+            self.vfeat_extractor = load_network(make, resolve_path(weights), VISUAL)
+        self.to(dtype_named(dtype))
 
     def _count(self, duration: float) -> int:
         """Segments in so many seconds."""
@@ -150,7 +144,7 @@ class SyncNetwork:
     def __init__(self, *, weights: str | Path | None = None, device: str | torch.device = 'auto',
                  segments: int = 8, network: dict[str, tp.Any] | None = None):
         self.weights, self.per_pass, self.dims = weights or WEIGHTS, segments, network or {}
-        self.device = torch.device(('cuda' if torch.cuda.is_available() else 'cpu') if device == 'auto' else device)
+        self.device = select_device(device)
         self._network: SynchformerNetwork | None = None
 
     @property
@@ -158,7 +152,7 @@ class SyncNetwork:
         """The network, in evaluation mode. Raises `UserError` when there are no weights."""
         if self._network is None:
             made = load_network(lambda: SynchformerNetwork(**self.dims), resolve_path(self.weights))
-            self._network = tp.cast(SynchformerNetwork, made).to(self.device)
+            self._network = made.to(self.device)
             self._mel = SegmentMel().to(self.device)
         return self._network
 

@@ -14,21 +14,21 @@ from ..flow.guidance import Field, guided
 from ..models.compression import CompressionModel
 from ..models.loaders import find_checkpoint, load_compression_model, load_model
 from ..models.mmaudio import SYNC_GROUP, Conditions, MMAudio
-from ..models.published.mmaudio import published_facts
+from ..models.published.mmaudio import GUIDANCE, published_facts
 from ..modules.sequence import segments_length
 from ..utils.checkpoint import Checkpoint
 from ..utils.config import from_yaml
+from ..utils.devices import select_device
 from ..utils.errors import UserError
 from ..utils.random import generator
 from . import controls
-from .online import MOTION, OnlineFeatures, require_weights
+from .base import dtype_named
+from .online import MOTION, VOCODERS, OnlineFeatures, require_weights
 
 logger = logging.getLogger(__name__)
 
 PICTURE, TEXT = 'clip_features', 'text_features'
 KEYS = (PICTURE, MOTION, TEXT)
-GUIDANCE = 4.5
-DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
 
 
 class VideoToAudio:
@@ -48,10 +48,8 @@ class VideoToAudio:
 
     def __init__(self, model: MMAudio, codec: CompressionModel, features: OnlineFeatures, *, guidance: float = GUIDANCE,
                  device: str | torch.device = 'cpu', dtype: str = 'float32', keep_loaded: bool = True):
-        if dtype not in DTYPES:
-            raise UserError(f'dtype {dtype} is not known: expected {" or ".join(DTYPES)}')
         self.model, self.codec, self.features, self.guidance = model.eval(), codec.eval(), features, guidance
-        self.device, self.dtype, self.keep_loaded = torch.device(device), DTYPES[dtype], keep_loaded
+        self.device, self.dtype, self.keep_loaded = torch.device(device), dtype_named(dtype), keep_loaded
         self.sample_rate, self.duration = codec.sample_rate, features.duration
         self._trained = model.clip_seq_len, model.sync_seq_len  # at that duration
         if self.dtype != torch.float32:
@@ -68,31 +66,31 @@ class VideoToAudio:
             reference (str or Path): `//sig/SIG`, the folder of an XP, a checkpoint, or published weights
                 (`//pretrained/mmaudio/large_44k_v2`).
             codec (str or None): the compression model; None: the one that made the training data.
-            device (str): auto, cpu or cuda.
+            device (str): `auto`, `cpu` or `cuda`.
             dtype (str), keep_loaded (bool): see the class.
             keys (collection of str): features that will be made of what is given: the external weights that they take
                 are looked for at once.
         Raises:
             UserError: no such XP, not a video-to-audio model, or weights that are not there, all of them by name.
         """
-        device = ('cuda' if torch.cuda.is_available() else 'cpu') if device == 'auto' else device
         if (facts := _facts_of(reference)) is not None:  # so that all that is missing is said at once
-            require_weights([reference, *OnlineFeatures(facts).build_cfgs(keys), codec or facts['codec']])
+            _require([reference, *OnlineFeatures(facts).build_cfgs(keys)], codec or facts['codec'])
         checkpoint = find_checkpoint(reference)
         facts = _check_facts(reference, checkpoint)
         config = from_yaml(checkpoint.config) if checkpoint.config else {}
         codec = codec or config.get('codec') or facts.get('codec')
         if codec is None:
             raise UserError(f'{reference} does not say which compression model decodes its latents: give --codec.')
-        features = OnlineFeatures(facts, device=device)
-        require_weights([*features.build_cfgs(keys), codec])
+        place = select_device(device)
+        features = OnlineFeatures(facts, device=place)
+        _require(features.build_cfgs(keys), codec)
         model, decoder = tp.cast(MMAudio, load_model(checkpoint.path)), load_compression_model(codec)
         rate = facts.get('sample_rate', decoder.sample_rate)
         if decoder.is_discrete or (decoder.latent_dim, decoder.sample_rate) != (model.latent_dim, rate):
             has = 'codes' if decoder.is_discrete else 'latents'
             raise UserError(f'{codec} does not decode what {reference} makes, latents of {model.latent_dim} dims for '
                             f'{rate} Hz: it has {has} of {decoder.latent_dim} dims for {decoder.sample_rate} Hz.')
-        return cls(model, decoder, features, device=device, dtype=dtype, keep_loaded=keep_loaded,
+        return cls(model, decoder, features, device=place, dtype=dtype, keep_loaded=keep_loaded,
                    guidance=(config.get('sampling') or {}).get('guidance', GUIDANCE))
 
     @torch.no_grad()
@@ -233,6 +231,11 @@ class VideoToAudio:
             if not self.keep_loaded and self.device.type == 'cuda':
                 module.cpu()
                 torch.cuda.empty_cache()
+
+
+def _require(configs: tp.Iterable[tp.Any], codec: str) -> None:
+    """See `require_weights`; with those of the codec and its vocoder."""
+    require_weights([*configs, codec, *VOCODERS.get(codec, ())])
 
 
 def _facts_of(reference: str | Path) -> dict[str, tp.Any] | None:

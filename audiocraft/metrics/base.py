@@ -2,6 +2,9 @@
 
 import typing as tp
 
+import torch
+
+from ..data.audio import to_mono
 from ..data.samples import Clip
 
 Results = dict[str, float | str | None]
@@ -33,6 +36,11 @@ class Metric:
     def compute(self) -> Results:
         """The results by name."""
         raise NotImplementedError(f'{type(self).__name__} has no compute()')
+
+
+def sound_of(clip: Clip) -> torch.Tensor:
+    """The sound of a clip as mono float32 `[T]` on the CPU."""
+    return to_mono(clip.audio.detach().cpu().float()).reshape(-1)
 
 
 def unavailable(name: str, reason: str) -> Results:

@@ -9,8 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..data.samples import Clip
+from ..models.published.files import load_strict, read_state
 from ..modules.mel import mel_filters
-from .networks import MISSING_PACKAGE, MISSING_WEIGHTS, FeatureNetwork, Features, load_strict, mono, shared
+from .networks import MISSING_PACKAGE, MISSING_WEIGHTS, FeatureNetwork, Features, mono, shared
 
 SAMPLE_RATE, SAMPLES = 48_000, 480_000
 N_FFT, HOP, N_MELS, FMIN, FMAX, AMIN = 1024, 480, 64, 50., 14_000., 1e-10
@@ -107,7 +108,7 @@ class ClapLaion(FeatureNetwork):
         self.tokenizer = RobertaTokenizer.from_pretrained(self.folder, local_files_only=True)
         model = ClapModel(ClapConfig(**{**HTSAT_BASE, **self.options}))
         kept = {name: value for name, value in model.state_dict().items() if _UNUSED.match(name)}
-        return load_strict(model, self.path, lambda state: {**kept, **from_laion(state)})
+        return load_strict(model, {**kept, **from_laion(read_state(self.path))}, self.path)
 
     def audio(self, clips: tp.Sequence[Clip]) -> list[Features | None]:
         model: tp.Any = self.ready()

@@ -1,23 +1,16 @@
 """DeSync: how far sound and pictures are apart in time, after Synchformer (Iashin et al., 2024)."""
 
-import functools
-import logging
 import typing as tp
 from pathlib import Path
 
 import torch
 
-from ..data.media import VIDEO_SUFFIXES, MediaError
 from ..data.samples import Clip
 from ..features.synchformer import FPS, SAMPLE_RATE, SAMPLES, SyncNetwork, count_segments
 from .base import Results, unavailable
 from .network_metric import NetworkMetric, Tensors
-from .networks import FeatureNetwork, Features, mono, shared
+from .networks import FeatureNetwork, Features, mono, pictures_of, shared
 from .pairs import NO_PAIRS
-
-__all__ = ['DeSync', 'SyncFeatures', 'SyncNetwork', 'desync', 'offset_grid', 'synchformer']
-
-logger = logging.getLogger(__name__)
 
 
 def offset_grid(classes: int = 21, reach: float = 2.) -> torch.Tensor:
@@ -65,26 +58,10 @@ class SyncFeatures(FeatureNetwork):
         return [self._video(clip) for clip in clips]
 
     def _video(self, clip: Clip) -> Features | None:
-        if clip.media is None or clip.media.suffix.lower() not in VIDEO_SUFFIXES:
+        frames = pictures_of(clip, FPS, self.seconds, self.sync.view)
+        if frames is None or not count_segments(len(frames), self.sync.frames):
             return None
-        try:
-            frames = self._frames(clip.media, self.seconds or clip.audio.shape[-1] / clip.sample_rate or None)
-        except MediaError as error:
-            logger.warning('%s: its pictures cannot be used: %s', clip.id, error)
-            return None
-        enough = count_segments(len(frames), self.sync.frames)
-        return {'embedding': self.sync.video_features(frames)} if enough else None
-
-    def _frames(self, media: Path, seconds: float | None) -> torch.Tensor:
-        """The frames of so many seconds, or all that there are; uint8 `[T, 3, size, size]`."""
-        from ..data.video import read_video  # needs PyAV, which sound alone does not
-        read = functools.partial(read_video, media, FPS, audio=False, reduce={FPS: self.sync.view})
-        try:
-            return read(duration=seconds).frames[FPS]
-        except MediaError as error:
-            if error.reason != 'too short':
-                raise
-            return read().frames[FPS]
+        return {'embedding': self.sync.video_features(frames)}
 
 
 def synchformer(*, weights: str | None = None, device: str = 'auto', batch_size: int = 8,

@@ -9,17 +9,17 @@ import typing as tp
 
 import torch
 
-from ..data.audio import resample, to_mono
+from ..data.audio import resample
 from ..data.samples import Clip
 from ..modules.mel import LogMel
+from .base import sound_of
 
 SAMPLE_RATE = 16_000
 
 
 def mono_16k(clip: Clip) -> torch.Tensor:
     """The clip's sound as mono float32 `[T]` at 16 kHz; NaN and infinities become zero."""
-    wav = torch.nan_to_num(to_mono(clip.audio.detach().cpu().float()), posinf=0., neginf=0.)
-    return resample(wav, clip.sample_rate, SAMPLE_RATE).reshape(-1)
+    return resample(torch.nan_to_num(sound_of(clip), posinf=0., neginf=0.), clip.sample_rate, SAMPLE_RATE)
 
 
 def cosines(size: int, count: int) -> torch.Tensor:

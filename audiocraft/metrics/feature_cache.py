@@ -1,6 +1,7 @@
 """Folders of features, one file for each network, as av-benchmark keeps them: `{id: tensor}` in files of torch."""
 
 import functools
+import json
 import re
 import typing as tp
 from pathlib import Path
@@ -30,6 +31,7 @@ LAYOUT: dict[tuple[str, str], dict[str, str | None]] = {
 # Dims of the features that are no vector: windows of VGGish, segments of Synchformer.
 DIMS = {'vggish': 2, 'synchformer': 3}
 MISSING_CACHE = 'skipped_missing_cache: '
+ABOUT = 'audiocraft.json'  # which weights made the features; av-benchmark does not look at it
 
 _VGGSOUND = r'.{11}_\d{6}'
 _DECORATED = (re.compile(rf'(?:\d{{9}}_)?({_VGGSOUND})-\d'), re.compile(rf'Y({_VGGSOUND})_\d'))
@@ -61,6 +63,20 @@ class FeatureCache:
         absent = [file for file in self._layout(network, source) if not (self.folder / file).is_file()]
         return f'{MISSING_CACHE}{self.folder} has no {" and no ".join(absent)}' if absent else ''
 
+    def about(self) -> dict[str, dict[str, tp.Any]]:
+        """`{'<network> <source>': {'sha256', 'seconds'}}`: which weights made its features, of how much of each clip.
+
+        {} for a folder that is not of ours.
+        """
+        path = self.folder / ABOUT
+        try:
+            found = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
+            return {key: {'sha256': str(made['sha256']), 'seconds': float(made['seconds'])}
+                    for key, made in found.items()}
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f'{path} is damaged ({type(error).__name__}: {error}): delete the folder, and make its '
+                            'features again.') from None
+
     def read(self, network: str, source: str, *, partial: bool = False) -> dict[str, Features]:
         """The features of all ids.
 
@@ -80,14 +96,28 @@ class FeatureCache:
             for id in (id for id in tables[first] if id in ids):
                 entry = self._entry(tables[file][id], feature, DIMS.get(network, 1), file, id)
                 parts.setdefault(id, {}).update(entry)
+        self._check_alike(parts, first)
         return parts
+
+    def _check_alike(self, parts: dict[str, Features], file: str) -> None:
+        """Refuse a table whose entries are not all of one network."""
+        dims = {id: {name: part.shape[-1] for name, part in features.items()} for id, features in parts.items()}
+        usual = next(iter(dims.values()), {})
+        other = next((id for id, found in dims.items() if found != usual), None)
+        if other is not None:
+            raise UserError(f'{self.folder / file}: the entry "{other}" has features of other dims than those before '
+                            f'it ({dims[other]}, not {usual}): make them again.')
 
     def write(self, network: str, source: str, features: tp.Mapping[str, Features]) -> None:
         """Write the features of all ids; each file is whole or not there."""
         for file, feature in self._layout(network, source).items():
             table = {id: dict(one) if feature is None else one[feature] for id, one in features.items()}
             with replaced(self.folder / file) as temporary:
-                torch.save(table, temporary)
+                try:
+                    torch.save(table, temporary)
+                except RuntimeError as error:  # how torch says that a disk is full
+                    raise UserError(f'cannot write {self.folder / file}: {str(error).splitlines()[0]} '
+                                    '(is there space left?)') from error
 
     @staticmethod
     def _layout(network: str, source: str) -> dict[str, str | None]:

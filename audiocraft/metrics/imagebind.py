@@ -3,7 +3,6 @@
 The front ends are here; the network is that of the package `imagebind`, which is not on PyPI.
 """
 
-import logging
 import typing as tp
 
 import torch
@@ -11,17 +10,16 @@ import torchaudio
 from torch import nn
 from torch.nn import functional as F
 
-from ..data.media import VIDEO_SUFFIXES, MediaError
 from ..data.samples import Clip
-from .networks import FeatureNetwork, Features, load_strict, mono, shared
-
-logger = logging.getLogger(__name__)
+from ..features.clip import MEAN as PIXEL_MEAN
+from ..features.clip import STD as PIXEL_STD
+from ..models.published.files import load_strict, read_state
+from .networks import FeatureNetwork, Features, mono, pictures_of, shared
 
 SAMPLE_RATE = 16_000
 CLIPS, CLIP_SECONDS, N_MELS, FRAMES = 3, 2., 128, 204
 MEAN, STD = -4.268, 9.138
 FPS, SIDE, CROPS = 0.5, 224, 3
-PIXEL_MEAN, PIXEL_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 def clip_starts(seconds: float, clips: int = CLIPS, clip_seconds: float = CLIP_SECONDS) -> list[float]:
@@ -73,7 +71,7 @@ class ImageBind(FeatureNetwork):
 
     def load(self) -> nn.Module:
         from imagebind.models import imagebind_model
-        return load_strict(imagebind_model.imagebind_huge(pretrained=False), self.path)
+        return load_strict(imagebind_model.imagebind_huge(pretrained=False), read_state(self.path), self.path)
 
     def audio(self, clips: tp.Sequence[Clip]) -> list[Features | None]:
         model = self.ready()
@@ -81,7 +79,7 @@ class ImageBind(FeatureNetwork):
         return self.outputs(inputs, lambda batch: {'embedding': model({'audio': batch})['audio']})
 
     def video(self, clips: tp.Sequence[Clip]) -> list[Features | None]:
-        """Features of the pictures of `media`, as long as the sound; None where there are none, or fewer than two."""
+        """Features of the pictures of `media`, as long as the sound or as there are; None of fewer than two."""
         model = self.ready()
         inputs = [self._pictures(clip) for clip in clips]
         seen = [one for one in inputs if one is not None]
@@ -89,16 +87,8 @@ class ImageBind(FeatureNetwork):
         return [None if one is None else next(made) for one in inputs]
 
     def _pictures(self, clip: Clip) -> torch.Tensor | None:
-        if clip.media is None or clip.media.suffix.lower() not in VIDEO_SUFFIXES:
-            return None
-        from ..data.video import read_video  # needs PyAV, which sound alone does not
-        seconds = self.seconds or clip.audio.shape[-1] / clip.sample_rate or None
-        try:
-            frames = read_video(clip.media, FPS, duration=seconds, audio=False).frames[FPS]
-        except MediaError as error:
-            logger.warning('%s: its pictures cannot be used: %s', clip.id, error)
-            return None
-        return pictures(frames) if len(frames) > 1 else None
+        frames = pictures_of(clip, FPS, self.seconds)
+        return pictures(frames) if frames is not None and len(frames) > 1 else None
 
 
 def imagebind(*, weights: str | None = None, device: str = 'auto', batch_size: int = 4) -> ImageBind:

@@ -5,6 +5,7 @@ import typing as tp
 import torch
 
 from ..data.samples import Clip
+from ..utils.errors import UserError
 from .base import Metric, References, Results, unavailable
 from .feature_cache import NAMES, FeatureCache
 from .networks import Features, warn_once
@@ -54,7 +55,9 @@ class NetworkMetric(Metric):
         if self.missing:
             warn_once(f'Measures on {network.name} are null: {self.missing}')
         elif self.cache is not None and self.needs_truth:
-            self.cache.read(network.name, true_source)  # what is wrong with it shows before the stage
+            for features in self.cache.read(network.name, true_source).values():
+                self._feature(features)  # what is wrong with it shows before the stage
+            self._check_weights(self.cache)
         self.reset()
 
     def score(self, generated: Tensors, true: Tensors) -> Results:
@@ -63,6 +66,17 @@ class NetworkMetric(Metric):
         `unavailable` where there are too few.
         """
         raise NotImplementedError(f'{type(self).__name__} has no score(generated, true)')
+
+    def _check_weights(self, cache: FeatureCache) -> None:
+        """Refuse to compare features of two weights, where the caches say which made them."""
+        true = cache.about().get(f'{self.network.name} {self.true_source}', {}).get('sha256')
+        if self.generated_cache is None:
+            ours = self.network.sha256 if true else None
+        else:
+            ours = self.generated_cache.about().get(f'{self.network.name} {self.source}', {}).get('sha256')
+        if true and ours and true != ours:
+            raise UserError(f'{cache.folder}: its features of {self.network.name} were made with weights of sha256 '
+                            f'{true[:8]}..., those of the generated clips with {ours[:8]}...: make them again.')
 
     @property
     def missing(self) -> str:
@@ -92,7 +106,20 @@ class NetworkMetric(Metric):
         self.rows += [(clip.id, self._feature(our), self._feature(their))
                       for clip, our, their in zip(generated, ours, theirs, strict=True)]
 
+    def add_true(self, clips: tp.Sequence[Clip]) -> None:
+        """Take true clips that no generated one belongs to, where `compares_sets`."""
+        self.rows += [(clip.id, None, self._feature(one))
+                      for clip, one in zip(clips, self.network(clips, self.true_source), strict=True)]
+
+    @property
+    def compares_sets(self) -> bool:
+        """Whether all true clips count that it is shown, also those without a generated one."""
+        return self.needs_truth and not self.paired and self.cache is None and not self.missing
+
     def _feature(self, features: Features | None) -> torch.Tensor | None:
+        if features is not None and self.feature not in features:
+            raise UserError(f'{self.name}: features of {self.network.name} should hold "{self.feature}", there are '
+                            f'{", ".join(features)}.')
         return None if features is None else features[self.feature]
 
     def compute(self) -> Results:
@@ -110,6 +137,10 @@ class NetworkMetric(Metric):
             return results | unavailable(self.name, NO_PAIRS if rows else 'there are no generated clips')
         if not all(bool(one.isfinite().all()) for one in [*ours, *theirs]):
             return results | unavailable(self.name, 'features are not finite')
+        widths = [sorted({one.shape[-1] for one in side}) for side in (ours, theirs)]
+        if self.needs_truth and theirs and widths[0] != widths[1]:
+            return results | unavailable(self.name, f'generated clips have features of {widths[0]} dims, true ones of '
+                                                    f'{widths[1]}: they are of different networks')
         made_here = self.generated_cache is None or (self.needs_truth and self.cache is None)
         return self.score(ours, theirs) | results | (
             {f'{self.name}_weights': self.network.sha256} if made_here else {})
@@ -120,7 +151,7 @@ class NetworkMetric(Metric):
             return self.rows, [their for _, _, their in self.rows if their is not None]
         table = self.cache.read(self.network.name, self.true_source)
         rows = [(id, our, self._feature(table.get(self.clean(id)))) for id, our, _ in self.rows]
-        return rows, [one[self.feature] for one in table.values()]
+        return rows, [tp.cast(torch.Tensor, self._feature(one)) for one in table.values()]
 
     def _note(self, lonely: list[str]) -> Results:
         """Say which generated clips have no partner, and were therefore left out."""

@@ -19,16 +19,18 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..data.audio import resample, to_mono
+from ..data.audio import resample
+from ..data.media import VIDEO_SUFFIXES, MediaError
 from ..data.samples import Clip
 from ..environment import resolve_path
-from ..features.base import weights_sha256
+from ..features.base import View, weights_sha256
 from ..features.nets import panns as panns_
 from ..features.nets import vggish as vggish_
-from ..models.published.files import read_state
-from ..utils.checkpoint import State
+from ..models.published.files import load_strict, read_state
+from ..utils.devices import select_device
 from ..utils.errors import UserError
 from ..utils.files import sha256_of
+from .base import sound_of
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +41,36 @@ MISSING_WEIGHTS, MISSING_PACKAGE = 'skipped_missing_weights: ', 'skipped_missing
 
 def mono(clip: Clip, sample_rate: int, seconds: float | None = None) -> torch.Tensor:
     """The clip as av-benchmark loads it, `[T]` float32: mean of the channels, less its mean, resampled, cut."""
-    wav = to_mono(clip.audio.detach().cpu().float()).reshape(-1)
+    wav = sound_of(clip)
     wav = resample(wav - wav.mean(), clip.sample_rate, sample_rate) if len(wav) else wav
     return wav if seconds is None else wav[:round(seconds * sample_rate)]
+
+
+def pictures_of(clip: Clip, fps: float, seconds: float | None = None, view: View | None = None) -> torch.Tensor | None:
+    """The pictures of a clip's `media` uint8 `[T, 3, H, W]`, of so many seconds, or as many as there are.
+
+    Args:
+        clip (Clip): whose video it is.
+        fps (float): pictures per second.
+        seconds (float or None): None: as long as its sound.
+        view (callable or None): what is done to each picture as it is decoded.
+    Returns:
+        torch.Tensor or None: None where there are no pictures, or they cannot be used, which is logged.
+    """
+    if clip.media is None or clip.media.suffix.lower() not in VIDEO_SUFFIXES:
+        return None
+    from ..data.video import read_video  # needs PyAV, which sound alone does not
+    read = functools.partial(read_video, clip.media, fps, audio=False, reduce={fps: view})
+    try:
+        try:
+            return read(duration=seconds or clip.audio.shape[-1] / clip.sample_rate or None).frames[fps]
+        except MediaError as error:
+            if error.reason != 'too short':
+                raise
+            return read().frames[fps]
+    except MediaError as error:
+        logger.warning('%s: its pictures cannot be used: %s', clip.id, error)
+        return None
 
 
 def batches(wavs: tp.Sequence[torch.Tensor], size: int) -> tp.Iterator[tuple[list[int], torch.Tensor]]:
@@ -53,18 +82,6 @@ def batches(wavs: tp.Sequence[torch.Tensor], size: int) -> tp.Iterator[tuple[lis
         for start in range(0, len(places), size):
             chosen = places[start:start + size]
             yield chosen, torch.stack([wavs[place] for place in chosen])
-
-
-def load_strict(model: nn.Module, path: Path,
-                rename: tp.Callable[[State], State] = lambda state: state) -> nn.Module:
-    """Load a published file whose names, after `rename`, and shapes are exactly these; `UserError` if they are not."""
-    state = rename(read_state(path))
-    try:
-        model.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        raise UserError(f'{path} does not fit {type(model).__name__}: '
-                        f'{" ".join(str(error).split())[:500]}') from error
-    return model
 
 
 @functools.cache
@@ -122,8 +139,7 @@ class FeatureNetwork:
 
     def __init__(self, *, weights: str | None = None, model: nn.Module | None = None, device: str = 'auto',
                  batch_size: int = 16, seconds: float | None = None, options: dict[str, tp.Any] | None = None):
-        chosen = ('cuda' if torch.cuda.is_available() else 'cpu') if device == 'auto' else device
-        self.weights, self.device, self.batch_size = weights, torch.device(chosen), batch_size
+        self.weights, self.device, self.batch_size = weights, select_device(device), batch_size
         self.seconds, self.options = seconds, dict(options or {})
         self.model = None if model is None else model.eval()
         self.given = model is not None
@@ -207,7 +223,7 @@ class Panns(FeatureNetwork):
     name, published = 'panns', 'panns_cnn14_16k'
 
     def load(self) -> nn.Module:
-        return load_strict(panns_.Cnn14(**self.options), self.path)
+        return load_strict(panns_.Cnn14(**self.options), read_state(self.path), self.path)
 
     def audio(self, clips: tp.Sequence[Clip]) -> list[Features | None]:
         model = tp.cast(panns_.Cnn14, self.ready())
@@ -223,7 +239,7 @@ class Vggish(FeatureNetwork):
     name, published = 'vggish', 'vggish'
 
     def load(self) -> nn.Module:
-        return load_strict(vggish_.VGGish(**self.options), self.path)
+        return load_strict(vggish_.VGGish(**self.options), read_state(self.path), self.path)
 
     def audio(self, clips: tp.Sequence[Clip]) -> list[Features | None]:
         model = tp.cast(vggish_.VGGish, self.ready())
@@ -252,7 +268,7 @@ class Passt(FeatureNetwork):
             mel = AugmentMelSTFT(n_mels=128, sr=self.sample_rate, win_length=800, hopsize=320, n_fft=1024, freqm=48,
                                  timem=192, htk=False, fmin=0., fmax=None, norm=1, fmin_aug_range=10,
                                  fmax_aug_range=2000)
-        load_strict(net, self.path)
+        load_strict(net, read_state(self.path), self.path)
         return PasstBasicWrapper(mel=mel, net=net, mode='all')
 
     def audio(self, clips: tp.Sequence[Clip]) -> list[Features | None]:

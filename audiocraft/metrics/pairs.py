@@ -4,9 +4,9 @@ import typing as tp
 
 import torch
 
-from ..data.audio import resample, to_mono
+from ..data.audio import resample
 from ..data.samples import Clip, fit_length
-from .base import References
+from .base import References, sound_of
 
 NO_PAIRS = 'no generated clip has a true one'
 
@@ -24,6 +24,5 @@ def aligned(generated: tp.Sequence[Clip], reference: References, *,
         if true is None or not clip.audio.shape[-1]:
             continue
         rate = sample_rate or clip.sample_rate
-        ours, theirs = (resample(to_mono(one.audio.detach().cpu().float()), one.sample_rate, rate)
-                        for one in (clip, true))
+        ours, theirs = (resample(sound_of(one)[None], one.sample_rate, rate) for one in (clip, true))
         yield ours, fit_length(theirs, ours.shape[-1]), rate

@@ -21,12 +21,11 @@ from ..modules.norm_conv import NormConv1d, NormConvTranspose1d, remove_weight_n
 from ..utils.config import build, locate
 from ..utils.errors import UserError
 from .exported import is_exported
-from .published.files import SUFFIXES, read_state, shapes_of
+from .published.files import SUFFIXES, Undrawn, load_strict, read_state, shapes_of
 
 logger = logging.getLogger(__name__)
 
 ACTIVATIONS = ('snakebeta', 'snake')
-State = dict[str, torch.Tensor]
 
 
 def _conv(channels: int, out: int, kernel: int, *, norm: str, dilation: int = 1, bias: bool = True) -> nn.Conv1d:
@@ -236,12 +235,11 @@ def _load_file(path: Path) -> BigVGAN:
     fused = rename_weight_norm({name: value.float() for name, value in state.items()}, 'fused')
     try:
         arguments = arguments_of_published(fused, _config_beside(path))
-        with torch.device('meta'):  # its initial weights would be drawn for nothing
+        with Undrawn():
             model = build({'_target_': 'audiocraft.models.bigvgan.BigVGAN', 'weight_norm': False, **arguments})
-        model.to_empty(device='cpu').load_state_dict(fused, strict=True)
     except (ValueError, TypeError, LookupError, RuntimeError) as error:
         raise UserError(f'{path} cannot be loaded: {error}') from error
-    return model
+    return load_strict(model, fused, path)
 
 
 def load_vocoder(reference: str | Path, device: str | torch.device = 'cpu') -> nn.Module:

@@ -18,7 +18,7 @@ from .exported import is_exported, read_exported
 from .published import mel_vae, mmaudio
 from .published.audiocraft import FILE as AUDIOCRAFT_FILE
 from .published.audiocraft import load_codec
-from .published.files import shapes_of
+from .published.files import load_strict, shapes_of
 from .published.transformers import CONFIG, WEIGHTS, is_encodec_folder, load_encodec
 
 logger = logging.getLogger(__name__)
@@ -165,11 +165,7 @@ def load_model(reference: str | Path, device: str | torch.device = 'cpu', which:
         raise UserError(f'{checkpoint.path} does not say how its "{name}" was built; it holds '
                         f'{", ".join(configs) or "no model that can be rebuilt"}.')
     model = rebuild(configs[name])
-    try:
-        model.load_state_dict(_weights(checkpoint, which, name), strict=True)
-    except RuntimeError as error:
-        raise UserError(f'{checkpoint.path}: the weights do not fit the model that it describes: {error}') from error
-    return model.to(device).eval()
+    return load_strict(model, _weights(checkpoint, which, name), checkpoint.path).to(device).eval()
 
 
 def load_compression_model(reference: str | Path, device: str | torch.device = 'cpu',

@@ -134,6 +134,9 @@ class Average:
         """The average as complete state dicts by module name: copies, which later steps do not change."""
         return self._full_states(self._current())
 
+    def finish(self) -> None:
+        """Call once after the last update, before the last checkpoint."""
+
     def final(self) -> ModuleStates:
         """What a finished training is tested with: the average."""
         return self.averaged()

@@ -95,6 +95,7 @@ class PostHocEMA(Average):
         self.folder = None if folder is None else Path(folder)
         self.step_size_correction = step_size_correction
         self.output_sigma = output_sigma
+        gamma_of(output_sigma)  # refused now, and not when the training is done
         self._averages = [self._new_averages() for _ in self.sigma_rels]
         self.snapshots: list[dict[str, tp.Any]] = []
 
@@ -118,6 +119,12 @@ class PostHocEMA(Average):
         if self.snapshot_every and self.folder is not None and self.steps % self.snapshot_every == 0:
             self._write_snapshots(self.folder)
 
+    def finish(self) -> None:
+        """Write the snapshots of the last step as well, so that `final` is the average of all of the training."""
+        written = any(snapshot['step'] == self.steps for snapshot in self.snapshots)
+        if self.snapshot_every and self.folder is not None and self.steps and not written:
+            self._write_snapshots(self.folder)
+
     def _update_averages(self) -> None:
         first = self.steps // self.updates == 1
         for gamma, averages in zip(self.gammas, self._averages, strict=True):
@@ -134,7 +141,7 @@ class PostHocEMA(Average):
     def _write_snapshot(self, folder: Path, index: int, step: int, states: ModuleStates) -> None:
         flat = {f'{name}/{key}': tensor.contiguous() for name, state in states.items() for key, tensor in state.items()}
         path = folder / f'{index}.{step}.safetensors'
-        about = {'format': 'pt', 'sigma_rel': repr(self.sigma_rels[index])}
+        about = {'sigma_rel': repr(self.sigma_rels[index])}  # one key: their order in the file is random
         write_atomic(path, safetensors.torch.save(flat, about))
         self.snapshots.append({'step': step, 'index': index, 'file': path.name, 'sha256': sha256_of(path)})
 

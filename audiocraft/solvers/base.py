@@ -12,11 +12,12 @@ from .. import distrib, optim
 from ..modules.activation_checkpoint import checkpoint_blocks
 from ..modules.precision import cast_inputs
 from ..utils.config import suggest, to_plain
+from ..utils.devices import select_device
 from ..utils.errors import UserError
 from ..utils.random import Draws, seed_all
 from .feed import size_of
 from .loop import Loop
-from .setup import check_batch_size, check_stages, describe_modules, select_device, set_precision
+from .setup import check_batch_size, check_stages, describe_modules, set_precision
 
 M = tp.TypeVar('M', bound=nn.Module)
 

@@ -92,7 +92,8 @@ def _eval(solver: tp.Any, command: Command) -> str:
             solver._results.write(stage, solver.update, epoch=solver.epoch, whole_epoch=False, weights=weights,
                                   metrics=metrics)
             solver.on_results(stage)
-    return f'{stage} at update {solver.update}: ' + ', '.join(f'{k} {v}' for k, v in solver.described(metrics).items())
+    texts = solver.described(metrics, stage)
+    return f'{stage} at update {solver.update}: ' + ', '.join(f'{name} {text}' for name, text in texts.items())
 
 
 def _export(solver: tp.Any, command: Command) -> str:

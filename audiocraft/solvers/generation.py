@@ -1,7 +1,9 @@
 """The evaluate and generate loops of every solver that turns conditions into audio."""
 
+import collections
 import dataclasses
 import json
+import shutil
 import typing as tp
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,20 +11,23 @@ from pathlib import Path
 import torch
 
 from .. import distrib
+from ..data.loaders import StoreLoader
 from ..data.samples import Clip, SampleWriter, read_clip
 from ..data.store_dataset import Batch
+from ..environment import resolve_path
 from ..features.controls import Conditions, Control
-from ..features.online import OnlineFeatures
+from ..features.online import VOCODERS, OnlineFeatures, require_weights
 from ..metrics.base import Metric, References
 from ..models.loaders import load_model
 from ..pages import plots
 from ..pages.samples import write_page
-from ..utils.checkpoint import write_tensors
+from ..utils.checkpoint import list_checkpoints, write_tensors
 from ..utils.config import build, to_plain
 from ..utils.errors import UserError
 from ..utils.files import write_atomic
 from ..utils.logging import jsonable
 from . import base
+from .setup import planned_stages
 
 Clips = list[Clip]
 TEST_RESULTS = 'test-output_metrics.json'  # in the folder of the XP
@@ -51,6 +56,25 @@ class GenerationSolver(base.StandardSolver):
             self._codec = load_model(self.cfg.codec or self.facts['codec'], device=self.device).eval()
         return self._codec
 
+    def check_needs(self) -> None:
+        """That there is a codec, and its vocoder, for the stages that make sound."""
+        stages = [stage for stage in planned_stages(self.cfg) if stage == 'generate'
+                  or (stage == 'evaluate' and self.cfg.evaluate.metrics)]
+        if not stages:
+            return
+        codec = self.cfg.codec or self.facts.get('codec')
+        try:
+            if not codec:
+                raise UserError('No store says which compression model made its latents: name it by codec=...')
+            require_weights([codec, *VOCODERS.get(codec, ())])
+            if not resolve_path(codec).exists():
+                raise UserError(f'There is no {resolve_path(codec)}.')
+        except UserError as error:
+            off = ' '.join(f'{stage}.every=0' for stage in stages)
+            without = '' if self.cfg.execute_only else f'\nTo train without making sound: {off}.'
+            raise UserError(f'The codec {codec or ""}'.rstrip() + f', which {" and ".join(stages)} will need, is not '
+                            f'there:\n{error}{without}') from error
+
     @property
     def online(self) -> OnlineFeatures:
         """The extractors that made the store, for pictures and words that are not in it."""
@@ -65,9 +89,14 @@ class GenerationSolver(base.StandardSolver):
     # -- evaluate ---------------------------------------------------------------------------------------------------
 
     def evaluate(self) -> dict[str, tp.Any]:
-        """Losses and metrics on `dset.evaluate`; when all epochs are done, also on `dset.test`, with the final weights."""
+        """Losses and metrics on `dset.evaluate`; when all epochs are done, also on `dset.test`, with final weights.
+
+        Weights from elsewhere that are only evaluated are final, too.
+        """
         results = self.evaluate_on('evaluate')
-        if 'test' in self.dataloaders and len(self.history) >= self.epochs:
+        given = self.cfg.execute_only and self.cfg.continue_from and \
+            not list_checkpoints(self.folder / 'checkpoints')
+        if 'test' in self.dataloaders and (given or len(self.history) >= self.epochs):
             with self.final_weights():
                 scores = self.evaluate_on('test')
             if distrib.is_rank_zero():
@@ -77,11 +106,12 @@ class GenerationSolver(base.StandardSolver):
 
     def evaluate_on(self, split: str) -> dict[str, tp.Any]:
         """Losses and metrics on `dset.<split>`; the same metrics under each control; the ceiling of the codec."""
+        self._draw_batch = 0  # noise that does not depend on what was evaluated before
         results = dict(self.common_train_valid(split))
         if not self.cfg.evaluate.metrics:
             return results
-        batches = list(self.batches(split))
-        references = self.references(split, [i for batch in batches for i in batch.ids])
+        batches = self.batches(split)
+        references = self.references(split, batches.ids)
         self.metrics = self.build_metrics(split) if distrib.is_rank_zero() else {}
         results |= self.scores(self.generated_clips(batches), references, self.cfg.evaluate.metrics)
         controls = [name for name in self.cfg.evaluate.control_metrics if self.cfg.evaluate.metrics.get(name)]
@@ -110,18 +140,15 @@ class GenerationSolver(base.StandardSolver):
         with self.ema.swapped(states):
             yield
 
-    def run_control(self, split: str, name: str, control: Control, batches: list[Batch],
+    def run_control(self, split: str, name: str, control: Control, batches: 'Batches',
                     references: list[Clip | None], metrics: tp.Iterable[str]) -> dict[str, tp.Any]:
         """Scores of what is generated from changed pictures or words, against the truth of the pictures.
 
         Where words came from another clip, the scores against the clip of the words come too (`.../of_caption`).
         """
-        items = control([self.conditions(split, i, c) for b in batches for i, c in zip(b.ids, b.captions)])
-        changed, start = [], 0
-        for batch in batches:
-            changed.append(self.online.replace(batch, items[start:start + len(batch)]))
-            start += len(batch)
-        generated = self.generated_clips(changed)
+        items = control([self.conditions(split, i, c) for i, c in zip(batches.ids, batches.captions)])
+        generated = self.generated_clips(batches, lambda batch, start: self.online.replace(
+            batch, items[start:start + len(batch)]), captions=[item.caption for item in items])
         results = self.scores(generated, references, metrics)
         if all(x.caption_of not in ('', x.id) for x in items):
             by_id = {clip.id: clip for clip in references if clip is not None}
@@ -159,16 +186,20 @@ class GenerationSolver(base.StandardSolver):
 
     def generate(self) -> dict[str, float]:
         """Sound for the clips of `dset.generate`: wav, mp4 where there is a video, spectrogram, JSON; then the page."""
-        batches = list(self.batches('generate'))
+        batches = self.batches('generate')
         clips = self.generated_clips(batches)
         if distrib.is_rank_zero():
-            self.write_samples(clips, self.references('generate', [i for batch in batches for i in batch.ids]))
-        return {'clips': float(sum(len(batch) for batch in batches))}
+            self.write_samples(clips, self.references('generate', batches.ids))
+        return {'clips': float(len(batches.ids))}
 
     def write_samples(self, clips: Clips, references: list[Clip | None]) -> None:
-        """Write what was generated beside the truth."""
+        """Write what was generated beside the truth; of clips with the same id, the second as `id~2`, and so on."""
         writer = SampleWriter(self.folder / 'generate' / str(self.update))
+        seen: collections.Counter[str] = collections.Counter()
         for clip, reference in zip(clips, references):
+            seen[clip.id] += 1
+            if seen[clip.id] > 1:
+                clip = dataclasses.replace(clip, id=f'{clip.id}~{seen[clip.id]}')
             written = writer.add(clip, reference=reference, seed=self.cfg.seed, checkpoint=self.checkpoint_name,
                                  update=self.update)
             plots.spectrogram_png(clip.audio, clip.sample_rate, written.with_suffix('.png'),
@@ -180,22 +211,37 @@ class GenerationSolver(base.StandardSolver):
 
     # -- clips ------------------------------------------------------------------------------------------------------
 
-    def batches(self, stage: str) -> tp.Iterator[Batch]:
-        """The batches of a stage, on the host and safe to keep (the loader reuses its buffers)."""
-        for batch in self.dataloaders[stage]:
-            yield batch.clone()
+    def batches(self, stage: str) -> 'Batches':
+        """The batches of a stage, on the host."""
+        return Batches(self.dataloaders[stage])
 
-    def generated_clips(self, batches: list[Batch]) -> Clips:
-        """What the model generates for all batches, which the processes share out; process 0 gets all clips."""
-        own: dict[int, torch.Tensor] = {}
+    def generated_clips(self, batches: 'Batches', change: tp.Callable[[Batch, int], Batch] | None = None,
+                        captions: list[str] | None = None) -> Clips:
+        """What the model generates for all batches, which the processes share out; process 0 gets all clips.
+
+        The sound goes through files and stays in them: that of a test set is more than should go from process to
+        process, and perhaps more than the memory.
+
+        Args:
+            batches (Batches): of a stage.
+            change (callable or None): gives another batch for a batch and the number of its first item.
+            captions (list of str or None): of the clips, if they are not those of the batches.
+        """
+        folder, size = self.folder / '.generated', batches.size
+        self.once(lambda: _make_empty(folder))
+        own = []
         for number, batch in self.share_batches(batches):
+            batch = batch if change is None else change(batch, number % len(batches) * size)
             with torch.no_grad(), self.autocast():
                 wav = self.generate_audio(batch.to(self.device)).float().cpu()
             if number >= 0:
-                own[number] = wav
-        made = {number: wav for part in distrib.gather(own, everywhere=False) for number, wav in part.items()}
-        return [Clip(id=i, audio=x, sample_rate=self.codec.sample_rate, caption=c) for number in sorted(made)
-                for i, c, x in zip(batches[number].ids, batches[number].captions, made[number])]
+                torch.save(wav, folder / f'{number}.pt')
+                own.append(number)
+        made = sorted(number for numbers in distrib.gather(own, everywhere=False) for number in numbers)
+        wavs = [wav for number in made for wav in torch.load(folder / f'{number}.pt', mmap=True, weights_only=True)]
+        self.once(lambda: shutil.rmtree(folder, ignore_errors=True))  # what is mapped stays as long as it is used
+        return [Clip(id=i, audio=wav, sample_rate=self.codec.sample_rate, caption=caption)
+                for i, caption, wav in zip(batches.ids, captions or batches.captions, wavs)]
 
     def references(self, stage: str, ids: list[str]) -> list[Clip | None]:
         """The true clips of `dset.<stage>.media`, None where there is none."""
@@ -239,6 +285,35 @@ class GenerationSolver(base.StandardSolver):
         if not folder.is_dir():
             raise UserError(f'dset.{stage}.media: no folder {folder} (relative paths start at the launch folder)')
         return folder
+
+
+def _make_empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(exist_ok=True)
+
+
+class Batches(tp.Sequence[Batch]):
+    """The batches of a stage by number, each read when it is asked for: there may be more than fit into the memory.
+
+    Args:
+        loader (StoreLoader): one pass in the order of the stores.
+    """
+
+    def __init__(self, loader: StoreLoader):
+        self.loader, self.size = loader, loader.batch_size
+        self.ids, self.captions = loader.mixture.ids, loader.mixture.captions
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __getitem__(self, number: tp.Any) -> tp.Any:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        run = self.loader.iterate(number)
+        try:
+            return next(run).clone()  # the loader uses its buffers again
+        finally:
+            run.close()  # type: ignore[attr-defined]
 
 
 def prefixed(prefix: str, results: dict[str, tp.Any]) -> dict[str, tp.Any]:

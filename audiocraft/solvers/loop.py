@@ -56,6 +56,10 @@ class Loop(Resumable):
         """Generate stage: samples of the best state."""
         raise NotImplementedError
 
+    def check_needs(self) -> None:
+        """Called before the first update of a run, and before a single stage: the place to raise `UserError` for what
+        the stages to come will need and do not find, rather than after hours of training."""
+
     # -- the run -----------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
@@ -68,6 +72,7 @@ class Loop(Resumable):
             self._publish_history()
             self._open_reporter()
             if len(self.history) < self.epochs:
+                self.check_needs()
                 self._status('running')
             worked = bool(self.history) and not self._in_epoch and self._run_later_stages()
             while len(self.history) < self.epochs:
@@ -79,6 +84,8 @@ class Loop(Resumable):
         """Train, validate, commit; then evaluate and generate if they are due."""
         if 'train' not in self._pending_metrics:
             self.run_stage('train', self.train)
+            if self.ema is not None and len(self.history) + 1 >= self.epochs:
+                self.ema.finish()
         with self.swap_ema_state():
             self.run_stage('valid', self.valid)
             self._update_best(self._pending_metrics['valid'])
@@ -100,6 +107,7 @@ class Loop(Resumable):
                     raise UserError(f'execute_only={stage_name}: no checkpoint in {self.folder / "checkpoints"}. Train '
                                     'this XP first, or name the weights with continue_from=//sig/SIGNATURE.')
                 self._continue_from(restored=False)
+            self.check_needs()
             self._committed = True
             with self.swap_best_state():
                 metrics = self.run_stage(stage_name, getattr(self, stage_name))
@@ -219,7 +227,7 @@ class Loop(Resumable):
                 self._step(idx, *own_part(loader, batch), mean)
                 self._draw_batch += 1
                 if line.step():
-                    line.line(self._formatted(merged(mean).compute()))
+                    line.line(self.described(merged(mean).compute(), self.current_stage))
                 self.check_stop()
         finally:
             line.close()

@@ -1,15 +1,19 @@
 """MMAudio: latents of sound from video and text, by flow matching (Cheng et al. 2025, arXiv:2412.15322)."""
 
+import typing as tp
+
 import torch
 from flashy.formatter import Formatter
 
 from .. import distrib, optim
 from ..data.loaders import StoreLoader, build_loader
+from ..data.mixture import Mixture
 from ..data.store_dataset import Batch
+from ..environment import resolve_path
 from ..flow import path, samplers
 from ..models.loaders import find_checkpoint
-from ..models.mmaudio import PUBLISHED_DIMS
-from ..models.published.mmaudio import empty_string, published_facts
+from ..models.mmaudio import PUBLISHED_DIMS, MMAudio
+from ..models.published.mmaudio import empty_string, lengths_of, published_facts
 from ..modules.sequence import sequence_lengths
 from ..utils.checkpoint import list_checkpoints
 from ..utils.config import build
@@ -18,7 +22,10 @@ from .generation import GenerationSolver
 
 STAGES = ('train', 'valid', 'evaluate', 'generate')
 TIME_BINS = 25
+DECODED_TOGETHER = 16  # clips that go through the codec at a time
 SAMPLE_RATES = {'16k': 16000, '44k': 44100}
+LATENT_DIMS = {'16k': 20, '44k': 40}
+RECORDED = '//pretrained/mmaudio/empty_string'  # features of the empty caption
 
 
 class MMAudioSolver(GenerationSolver):
@@ -27,10 +34,18 @@ class MMAudioSolver(GenerationSolver):
     def build_dataloaders(self) -> None:
         """Stores of each stage; `test` is read by `evaluate`, when all epochs are done."""
         stages = [self.cfg.execute_only] if self.cfg.execute_only else STAGES
-        for stage in dict.fromkeys([*stages, 'train']):  # dims and latent statistics come from the training store
-            self.dataloaders[stage] = self._loader(stage, stage)
+        # Dims and latent statistics come from the training store.
+        splits = {stage: stage for stage in ('train', *stages)}
         if 'evaluate' in stages and (self.cfg.dset.get('test') or {}).get('stores'):
-            self.dataloaders['test'] = self._loader('test', 'evaluate')
+            splits['test'] = 'evaluate'
+        problems = []
+        for split, like in splits.items():
+            try:
+                self.dataloaders[split] = self._loader(split, like)
+            except UserError as error:
+                problems.append(str(error))
+        if problems:  # all that is missing is named at once
+            raise UserError('\n'.join(dict.fromkeys(problems)))
         self.data = self.dataloaders['train'].mixture
         self.facts = self.known_facts(dict(self.data.facts))  # in checkpoints: extractors and codec of the model
         self.register_stateful('facts')
@@ -39,20 +54,28 @@ class MMAudioSolver(GenerationSolver):
         # In evaluate and generate the processes share out whole batches.
         world_size = distrib.world_size() if split in ('train', 'valid') else 1
         return build_loader(self.cfg.dset[split], self.cfg.dataset, stage=like, seed=self.cfg.seed,
-                            rank=distrib.rank() % world_size, world_size=world_size)
+                            rank=distrib.rank() % world_size, world_size=world_size, split=split)
 
     def known_facts(self, facts: dict) -> dict:
         """The facts of the stores; for those that MMAudio itself made, which say nothing, what is known of them."""
-        text = self.data.keys.get('text_features')
-        if 'extractors' in facts or not text or text[0] != (PUBLISHED_DIMS['text_seq_len'], PUBLISHED_DIMS['text_dim']):
+        if self.cfg.latents not in SAMPLE_RATES:
+            raise UserError(f'latents={self.cfg.latents}: expected {" or ".join(SAMPLE_RATES)}.')
+        found = sizes(self.data.keys)
+        if 'extractors' in facts or any(found.get(name, size) != size for name, size in PUBLISHED_DIMS.items()):
             return facts
-        return published_facts(SAMPLE_RATES[self.cfg.latents]) | facts
+        known = published_facts(SAMPLE_RATES[self.cfg.latents]) | facts
+        if not (self.cfg.codec or facts.get('codec')):
+            check_latents(found, self.cfg.latents, known['duration'])
+        return known
 
     def build_model(self) -> None:
         """The network, with dims and statistics of the stores, and what trains it."""
-        model = build(self.cfg.model, **self.sizes(), **self.latent_statistics())
-        if not self.has_weights and (text := self.empty_text()) is not None:
-            model.empty_string_feat.data.copy_(text)
+        needed = self.sizes()
+        for split, loader in self.dataloaders.items():
+            check_sizes(loader.mixture, split, needed)
+        model = build(self.cfg.model, **needed)
+        if not self.has_weights:
+            self.set_constants(model)
         self.model = self.prepare(model)
         self.optimizer = optim.build_optimizer(self.model.parameters(), self.cfg.optim)
         self.schedule = optim.build_lr_scheduler(self.optimizer, self.cfg.schedule, self.total_updates)
@@ -66,30 +89,37 @@ class MMAudioSolver(GenerationSolver):
         """Whether the weights come from elsewhere, with the constants that belong to them."""
         return bool(self.cfg.continue_from or list_checkpoints(self.folder / 'checkpoints'))
 
-    def latent_statistics(self) -> dict[str, list[float]]:
-        """Mean and deviation of the latents: a pass over a store that does not state them, so process 0 makes it."""
-        if self.has_weights:
-            return {}
+    def set_constants(self, model: MMAudio) -> None:
+        """Statistics of the latents (process 0 makes the pass over a store that does not state them), empty caption."""
         mean, std = distrib.from_rank_zero(lambda: [x.tolist() for x in self.data.latent_stats()])
-        return {'latent_mean': mean, 'latent_std': std}
+        model.latent_mean.data.copy_(torch.tensor(mean))
+        model.latent_std.data.copy_(torch.tensor(std))
+        text = self.empty_text()
+        if text is not None and text.shape != model.empty_string_feat.shape:
+            raise UserError(f'The features of the empty caption are {_words(text.shape)}, those of the stores '
+                            f'{_words(model.empty_string_feat.shape)}: they were made by another text tower.')
+        if text is not None:
+            model.empty_string_feat.data.copy_(text)
 
     def empty_text(self) -> torch.Tensor | None:
         """Features of the empty caption `[T, D]`, which stand for dropped or missing words; None if nobody knows."""
         if 'extractors' not in self.facts:
             self.logger.warning('No store says what made its text features: zeros stand for the empty caption.')
             return None
-        if 'extractors' not in self.data.facts and (found := self._recorded_empty_text()) is not None:
-            return found
-        text = self.online.text('').cpu()
+        missing = ''
+        if 'extractors' not in self.data.facts:
+            try:
+                recorded = resolve_path(RECORDED)
+            except UserError as error:
+                missing = f'The features of the empty caption are needed. {error}\nOr, to compute them: '
+            else:
+                return empty_string(recorded)
+        try:
+            text = self.online.text('').cpu()
+        except UserError as error:
+            raise UserError(f'{missing}{error}') from error
         del self._online  # a tower of CLIP that training does not need
         return text
-
-    def _recorded_empty_text(self) -> torch.Tensor | None:
-        try:
-            return empty_string()
-        except UserError as error:
-            self.logger.info('%s Computing the features of the empty caption instead.', error)
-            return None
 
     def sizes(self) -> dict[str, int]:
         """Dims and lengths of the network: those of the stores, and for what none has those of the weights to go on
@@ -108,9 +138,15 @@ class MMAudioSolver(GenerationSolver):
                          ' or '.join(key for key, name in FEATURES.items() if f'{name}_dim' not in found), absent)
         return found | absent
 
+    def check_needs(self) -> None:
+        super().check_needs()
+        if self.cfg.sampling.method not in samplers.METHODS:
+            raise UserError(f'sampling.method={self.cfg.sampling.method}: expected one of '
+                            f'{", ".join(samplers.METHODS)}.')
+
     def get_formatter(self, stage_name: str) -> Formatter:
-        """Losses by time go to the files, not to the terminal."""
-        return Formatter(default_format='.4g', exclude_keys=['loss_t*'])
+        """Losses by time, and reasons why there is no score, go to the files: the latter are in warnings as well."""
+        return Formatter(default_format='.4g', exclude_keys=['loss_t*', '*/loss_t*', '*_reason'])
 
     def best_metric(self) -> str:
         return 'loss'
@@ -173,21 +209,58 @@ class MMAudioSolver(GenerationSolver):
         field = self.model.field(conditions, empty, sampling.guidance)
         noise = self.draws(len(batch)).randn(self.model.latent_seq_len, self.model.latent_dim)
         latents = samplers.integrate(field, noise, method=sampling.method, steps=sampling.steps)
-        latents = self.model.unnormalize(latents)
-        return self.codec.decode(latents.transpose(1, 2), num_samples=round(self.duration * self.codec.sample_rate))
+        latents = self.model.unnormalize(latents).transpose(1, 2)
+        samples = round(self.duration * self.codec.sample_rate)
+        # A vocoder takes gigabytes for each few clips at full rate.
+        return torch.cat([self.codec.decode(part, num_samples=samples) for part in latents.split(DECODED_TOGETHER)])
 
     def train_ids(self) -> list[str]:
         return self.data.ids
 
 
+LATENTS = ('mean', 'std')
 FEATURES = {'clip_features': 'clip', 'sync_features': 'sync', 'text_features': 'text'}
 
 
 def sizes(keys: dict) -> dict[str, int]:
     """Dims and lengths of the network from the shapes of the keys that the stores have."""
-    if 'mean' not in keys:
-        raise UserError(f'dset.train.stores: no store has the latents "mean" (there is {", ".join(keys)}): extract '
-                        'them with a compression model of continuous latents.')
+    absent = [key for key in LATENTS if key not in keys]
+    if absent:
+        raise UserError(f'dset.train.stores: no store has the latents "{absent[0]}" (there is {", ".join(keys)}): '
+                        'extract them with a compression model of continuous latents, and name them in dset.train.keys '
+                        'if it is given.')
     found = {f'{name}_{what}': keys[key][0][axis] for key, name in FEATURES.items() if key in keys
              for axis, what in enumerate(('seq_len', 'dim'))}
     return found | dict(latent_seq_len=keys['mean'][0][0], latent_dim=keys['mean'][0][1])
+
+
+def check_sizes(mixture: Mixture, split: str, needed: dict[str, int]) -> None:
+    """Refuse stores whose items the network cannot take.
+
+    Raises:
+        UserError: latents are missing, or have other sizes than those that the network is built for.
+    """
+    for store in mixture.stores:
+        absent = [key for key in LATENTS if key not in store.keys or key not in mixture.keys]
+        if absent and split != 'generate':
+            raise UserError(f'dset.{split}.stores: {store.files.folder} has no latents "{absent[0]}" to read.')
+        for key, name in {**FEATURES, **dict.fromkeys(LATENTS, 'latent')}.items():
+            expected = needed[f'{name}_seq_len'], needed[f'{name}_dim']
+            if key in store.keys and key in mixture.keys and store.keys[key][0] != expected:
+                raise UserError(f'dset.{split}.stores: "{key}" is {_words(store.keys[key][0])} in {store.files.folder}'
+                                f', but the network takes {_words(expected)}, the sizes of the training data.')
+
+
+def check_latents(found: dict[str, int], latents: str, duration: float) -> None:
+    """Refuse latents of stores that say nothing, where they are not those that `latents` stands for."""
+    shapes = {name: (lengths_of(rate, duration).latent, LATENT_DIMS[name]) for name, rate in SAMPLE_RATES.items()}
+    shape = found['latent_seq_len'], found['latent_dim']
+    if shape != shapes[latents]:
+        other = ''.join(f'They are those of latents={name}.' for name in shapes if shapes[name] == shape)
+        raise UserError(f'dset.train.stores: the latents are {_words(shape)}, no facts file says what made them, and '
+                        f'latents={latents} stands for {_words(shapes[latents])}. '
+                        + (other or 'Name the compression model that made them: codec=...'))
+
+
+def _words(shape: tp.Sequence[int | None]) -> str:
+    return ' x '.join(map(str, shape))

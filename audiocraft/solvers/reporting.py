@@ -92,16 +92,13 @@ class Reporting(flashy.BaseSolver):
         if self._reporter is not None:
             self._reporter.add(kind, self.current_stage, epoch=self.epoch, update=self.update, metrics=metrics, **facts)
 
-    def described(self, metrics: Metrics) -> dict[str, str]:
-        """Metrics as text, as they are printed."""
-        return {name: f'{value:.4g}' if isinstance(value, float) else str(value) for name, value in metrics.items()}
-
-    def _formatted(self, metrics: Metrics) -> dict[str, str]:
-        """Metrics as text; what is not a number (None: skipped) is printed as it is."""
-        numbers = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
-        others = {name: 'null' if value is None else str(value) for name, value in metrics.items()
-                  if name not in numbers}
-        return {**self.formatter(numbers), **others}
+    def described(self, metrics: Metrics, stage: str) -> dict[str, str]:
+        """The metrics of a stage that are printed, as text; what is not a number (None: skipped) as it is."""
+        formatter = self.get_formatter(stage)
+        shown = formatter.get_relevant_metrics(metrics)
+        numbers = {name: value for name, value in shown.items() if isinstance(value, (int, float))}
+        others = {name: 'null' if value is None else str(value) for name, value in shown.items() if name not in numbers}
+        return {**formatter(numbers), **others}
 
     def _line(self, total: int | None, start: int) -> ProgressLine:
         title = f'{self.current_stage.capitalize()} | Epoch {self.epoch}/{self.epochs}'
@@ -111,16 +108,16 @@ class Reporting(flashy.BaseSolver):
         """Log the means since the line before; this is where the metrics leave the device."""
         metrics = merged(self._progress.window).compute()
         self._progress.window = Averager()
-        facts = line.line(self._formatted(metrics))
+        facts = line.line(self.described(metrics, self.current_stage))
         self._report('step', metrics, **facts)
 
     def _log_summary(self, metrics: Metrics) -> None:
-        texts = [f'{name} {value}' for name, value in self._formatted(metrics).items()]
+        texts = [f'{name} {value}' for name, value in self.described(metrics, self.current_stage).items()]
         self.logger.info(' | '.join([f'{self.current_stage.capitalize()} Summary | Epoch {self.epoch}', *texts]))
 
     def _report_end(self, worked: bool) -> None:
         last = {stage: metrics for stage, metrics in (self.history[-1] if self.history else {}).items()}
-        lines = [f'  {stage}: ' + ', '.join(f'{name} {text}' for name, text in self.described(metrics).items())
+        lines = [f'  {stage}: ' + ', '.join(f'{name} {text}' for name, text in self.described(metrics, stage).items())
                  for stage, metrics in last.items()]
         what = 'Finished' if worked else 'Nothing to do, this XP is finished'
         self.logger.info('\n'.join([f'{what}: {len(self.history)} epochs, {self.update} updates, in {self.folder}',

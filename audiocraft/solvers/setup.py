@@ -10,17 +10,6 @@ from ..utils.errors import UserError
 from .results import LATER_STAGES
 
 
-def select_device(name: str) -> torch.device:
-    """Return the device that `device=auto|cpu|cuda` means for this process."""
-    if name == 'auto':
-        name = 'cuda' if torch.cuda.is_available() else 'cpu'
-    if name.startswith('cuda') and not torch.cuda.is_available():
-        raise UserError(f'device={name}, but there is no CUDA device here: use device=auto or device=cpu.')
-    if name == 'cuda' and distrib.is_distributed():
-        return torch.device('cuda', distrib.local_rank())
-    return torch.device(name)
-
-
 def set_precision(*, tf32: bool, cudnn_benchmark: bool) -> None:
     """How exact and how fast GPUs work in float32; without effect on a CPU."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32

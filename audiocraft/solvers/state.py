@@ -13,7 +13,7 @@ from ..models.loaders import find_checkpoint, is_published
 from ..models.published import files, mmaudio_training
 from ..optim import optimizer_state
 from ..utils.checkpoint import Checkpoint, State
-from ..utils.config import diff, from_yaml, to_plain
+from ..utils.config import ABSENT, diff, from_yaml, to_plain
 from ..utils.errors import UserError
 from ..utils.secrets import hide_config
 from .best import weights_name
@@ -120,7 +120,8 @@ def check_config(checkpoint: Checkpoint, cfg: tp.Any, is_excluded: tp.Callable[[
     """
     now = hide_config(to_plain(cfg))
     changes = [f'{key}: {old} -> {new}' for key, old, new in diff(from_yaml(checkpoint.config), now)
-               if not is_excluded(key)]
+               # A key that is new and says nothing is no difference.
+               if not is_excluded(key) and not (old in (None, ABSENT) and new in (None, ABSENT))]
     if not changes:
         return
     listed = '\n  '.join(changes)

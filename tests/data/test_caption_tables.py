@@ -97,7 +97,23 @@ def test_messages(source: Path, tmp_path: Path, kind: str, name: str, message: s
 
 
 @pytest.mark.parametrize('options, message', [
-    ({'id_format': '{video}'}, 'the fields are youtube_id, start'), ({'valid': 5}, 'cannot be held out')])
+    ({'id_format': '{video}'}, 'the fields are youtube_id, start'), ({'valid': 5}, 'cannot be held out'),
+    ({'valid': -1}, 'cannot be held out')])
 def test_messages_of_options(source: Path, tmp_path: Path, options: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         write_caption_tables('vggsound', source / 'vggsound.csv', tmp_path / 'out', **options)
+
+
+@pytest.mark.parametrize('content, message', [
+    (b'a,1,caf\xe9,train\n', 'not utf-8'), (b'a,1,x,../train\n', '"../train" cannot be the name of a part')])
+def test_lists_that_cannot_be_used(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / 'x.csv').write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        write_caption_tables('vggsound', tmp_path / 'x.csv', tmp_path / 'in' / 'out')
+    assert [path.name for path in tmp_path.iterdir()] == ['x.csv']
+
+
+def test_a_caption_that_is_null(tmp_path: Path) -> None:
+    (tmp_path / 'x.json').write_text('{"data": [{"id": 1, "caption": null}]}')
+    write_caption_tables('wavcaps', tmp_path / 'x.json', tmp_path / 'x.tsv')
+    assert table(tmp_path / 'x.tsv') == [('1', '')]

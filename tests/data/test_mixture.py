@@ -95,6 +95,11 @@ def test_optional_stores_may_be_absent(paths, caplog):
     assert f'no store {paths / "clotho"}' in caplog.text
     with pytest.raises(UserError, match='clotho'):
         Mixture([paths / 'video', {'path': str(paths / 'clotho')}])
+    (paths / 'clotho.partial').mkdir()
+    Mixture([paths / 'video', absent])
+    assert f'no store {paths / "clotho"} (its writing has not finished)' in caplog.text
     (paths / 'clotho').mkdir()
     with pytest.raises(UserError, match='clotho'):
         Mixture([paths / 'video', absent])  # damaged is not absent
+    with pytest.raises(UserError, match='A store is given as a path'):
+        Mixture([paths / 'video', {'optional': True}])

@@ -114,7 +114,7 @@ def test_files_that_do_not_fit(whole: dict[str, torch.Tensor], tmp_path: Path) -
     (tmp_path / 'clip.safetensors').write_bytes(b'no weights')
     with pytest.raises(UserError, match='Cannot read .*clip.safetensors'):
         image(weights=str(tmp_path / 'clip.safetensors'))
-    with pytest.raises(UserError, match='there is no file'):
+    with pytest.raises(UserError, match='There is no file'):
         image(weights=str(tmp_path / 'none.bin'))
 
 

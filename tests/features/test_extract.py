@@ -19,6 +19,7 @@ from audiocraft.data.video import read_video
 from audiocraft.features import extract as extraction
 from audiocraft.features.codec import Codec
 from audiocraft.features.extract import extract
+from audiocraft.features.inputs import list_clips
 from audiocraft.utils.checkpoint import save_checkpoint
 from audiocraft.utils.errors import UserError
 
@@ -150,6 +151,7 @@ import sys
 sys.path[:0] = [{root!r}, {root!r} + '/tests']
 from features import media
 from audiocraft.features.extract import extract
+from audiocraft.features.inputs import list_clips
 extract(data_dir={data!r}, output_dir={out!r}, codec=media.codec(), extractors=media.EXTRACTORS,
         duration=media.DURATION, batch_size=4, num_workers=1)
 """
@@ -261,10 +263,27 @@ def test_each_process_has_its_own_gpu(monkeypatch) -> None:
     chosen: list[str] = []
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 4)
-    monkeypatch.setattr(torch.cuda, 'set_device', chosen.append)
+    monkeypatch.setattr(torch.cuda, 'set_device', lambda device: chosen.append(str(device)))
     monkeypatch.setenv('LOCAL_RANK', '6')
-    assert [extraction.choose_device(name) for name in ('cuda', 'auto', 'cpu', 'cuda:1')] == [
+    assert [str(extraction.choose_device(name)) for name in ('cuda', 'auto', 'cpu', 'cuda:1')] == [
         'cuda:2', 'cuda:2', 'cpu', 'cuda:1']
-    assert chosen == ['cuda:2', 'cuda:2']
+    assert chosen == ['cuda:2', 'cuda:2', 'cuda:1']
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    assert extraction.choose_device('auto') == 'cpu'
+    assert extraction.choose_device('auto') == torch.device('cpu')
+
+
+@pytest.mark.parametrize('rows, words', [
+    ([('a#1', 'x', 0, 9), ('a', 'x', 0, 9), ('a', 'x', 1, 9)], 'two of its clips would be called "a#1"'),
+    ([('', 'x', 0, 9)], 'no id or no name')])
+def test_clips_that_cannot_be_told_apart(tmp_path: Path, rows: list, words: str) -> None:
+    (tmp_path / 'audio').mkdir()
+    with pytest.raises(UserError, match=words):
+        list_clips(tmp_path / 'audio', clips_table(tmp_path / 'clips.tsv', *rows))
+
+
+@pytest.mark.parametrize('options, words', [
+    ({'duration': 0.}, 'duration=0'), ({'duration': float('nan')}, 'duration=nan'), ({'batch_size': 0}, 'batch_size=0'),
+    ({'normalize_audio': 'maybe'}, 'expected true or false')])
+def test_values_that_make_no_sense(tmp_path: Path, options: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        extract(**{'data_dir': tmp_path, 'output_dir': tmp_path / 'out', 'codec': codec(), 'duration': 1., **options})

@@ -163,5 +163,5 @@ def test_weights_are_looked_for_together(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(UserError) as caught:
         require_weights([clip, {**clip, 'weights': '//pretrained/synchformer'}, '//pretrained/mmaudio/vae_16k', 'x'])
     names = [line.split('"')[1] for line in str(caught.value).splitlines()]
-    assert names == ['clip_dfn5b', 'synchformer', 'mmaudio/vae_16k', 'mmaudio/bigvgan_16k']
+    assert names == ['clip_dfn5b', 'synchformer', 'mmaudio/vae_16k']
     require_weights([{**clip, 'weights': None}, {'_target_': 'audiocraft.features.tiny.TinyText'}, 'xps/1234'])

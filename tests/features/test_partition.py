@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from audiocraft.data.manifest import read_table
+from audiocraft.features.inputs import list_clips
 from audiocraft.features.partition import clip_bounds, partition_clips
 from audiocraft.utils.errors import UserError
 
@@ -47,3 +48,17 @@ def test_messages(tmp_path: Path) -> None:
     make_audio(tmp_path / 'a.wav', 0, 1.)
     with pytest.raises(UserError, match='start 3 and end -1 are not a part of the 1 files'):
         partition_clips(tmp_path, tmp_path / 'x.tsv', 3)
+    for wrong in ({'clip_seconds': 0.}, {'clip_seconds': float('nan')}, {'max_clips': 0}):
+        with pytest.raises(UserError, match='expected more than 0'):
+            partition_clips(tmp_path, tmp_path / 'x.tsv', **wrong)
+
+
+def test_of_one_name_the_first_is_cut(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Extraction reads that one only, and finds it whatever the letters of its suffix."""
+    for name, seconds in (('a.wav', 3.), ('a.flac', 2.), ('b.WAV', 1.)):
+        make_audio(tmp_path / 'audio' / name, 0, seconds, 8000)
+    table = partition_clips(tmp_path / 'audio', tmp_path / 'x.tsv', clip_seconds=0.8)
+    assert [row['id'] for row in read_table(table)] == ['a_0', 'a_1', 'b_0']
+    assert 'a.wav: duplicate: a.flac has the same name' in caplog.text
+    paths = [item.path and item.path.name for item in list_clips(tmp_path / 'audio', table)]
+    assert paths == ['a.flac', 'a.flac', 'b.WAV']

@@ -119,7 +119,9 @@ def test_only_its_part_of_the_file_is_loaded(tmp_path: Path) -> None:
 def test_wrong_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / 'weights.pth'
     one = {'vfeat_extractor.norm.bias': torch.zeros(12)}
-    for content, words in ((one, 'do not fit'), ({'model': {}}, 'no weights'), ({'hook': print}, 'pickled objects')):
+    cases = [(one, 'does not fit VisualEncoder: it lacks blocks'), ({'model': {}}, 'no weights'),
+             ({'hook': print}, 'pickled objects')]
+    for content, words in cases:
         torch.save(content, path)
         with pytest.raises(UserError, match=words):
             tiny(weights=str(path))

@@ -158,3 +158,25 @@ def test_both_sides_from_caches_need_no_weights(tmp_path, network):
     expected = NetworkKL(network=network, name='KL', feature='logits')
     expected.update(generated, true)
     assert metric.compute() == {key: value for key, value in expected.compute().items() if key != 'KL_weights'}
+
+
+def test_features_of_other_networks(tmp_path, network):
+    """In one file, or on one side: said with names, not multiplied."""
+    clips = noises(4)
+    features = fill(tmp_path / 'cache', network, clips)
+    FeatureCache(tmp_path / 'mixed').write('panns', 'audio', {**features, 'x': {'2048': torch.ones(9)}})
+    with pytest.raises(UserError, match='the entry "x" has features of other dims'):
+        NetworkFrechet(network=network, name='FD', feature='2048', cache=str(tmp_path / 'mixed'))
+    with pytest.raises(UserError, match='should hold "other", there are 2048, logits'):
+        NetworkFrechet(network=network, name='FD', feature='other', cache=str(tmp_path / 'cache'))
+    FeatureCache(tmp_path / 'wide').write('panns', 'audio', {id: {'2048': torch.ones(9)} for id in features})
+    metric = NetworkFrechet(network=network, name='FD', feature='2048', cache=str(tmp_path / 'wide'))
+    metric.update(clips, [None] * 4)
+    assert 'different networks' in metric.compute()['FD_reason']
+
+
+@pytest.mark.parametrize('content', ['{"x', '[]', '{"panns audio": 3}', '{"panns audio": {"seconds": 8}}'])
+def test_damaged_notes(tmp_path, content):
+    (tmp_path / 'audiocraft.json').write_text(content)
+    with pytest.raises(UserError, match='audiocraft.json is damaged'):
+        FeatureCache(tmp_path).about()

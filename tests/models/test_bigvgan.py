@@ -232,7 +232,7 @@ def test_wrong_files(tmp_path: Path) -> None:
     torch.save({name: value for name, value in tiny().state_dict().items() if '.convs2.1.' not in name}, less)
     messages = {other: 'is no BigVGAN.*conv_post.weight.*it has 2: conv_pre.weight, strange',
                 damaged: 'damaged.pt', pickled: 'pickled.pt', empty: 'empty.safetensors',
-                less: 'less.pt cannot be loaded.*convs2.1', tmp_path / 'none.pt': 'none.pt'}
+                less: 'less.pt does not fit BigVGAN: it lacks .*convs2.1', tmp_path / 'none.pt': 'none.pt'}
     for path, message in messages.items():
         assert reads(path) == (path == less)
         with pytest.raises(UserError, match=f'(?s){message}'):

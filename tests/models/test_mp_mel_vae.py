@@ -16,7 +16,7 @@ from audiocraft.models.mp_mel_vae import MPMelVAE
 from audiocraft.models.published import mel_vae as published
 from audiocraft.modules.activation_checkpoint import checkpoint_blocks
 from audiocraft.modules.magnitude_preserving import MPConv1d
-from audiocraft.utils.checkpoint import save_checkpoint
+from audiocraft.utils.checkpoint import save_checkpoint, write_tensors
 from audiocraft.utils.config import build, rebuild
 from audiocraft.utils.errors import UserError
 from audiocraft.utils.random import Draws
@@ -30,6 +30,10 @@ def tones(count: int = 2, samples: int = 4096) -> torch.Tensor:
     time = torch.arange(samples) / 16000
     waves = [torch.sin(2 * torch.pi * (300 + 250 * i) * time) * torch.exp(-6 * time) for i in range(count)]
     return 0.5 * torch.stack(waves)[:, None] + 0.01 * torch.randn(count, 1, samples, generator=generator)
+
+
+def publish(model: nn.Module, path) -> None:
+    write_tensors(path, model.state_dict()) if path.suffix == '.safetensors' else torch.save(model.state_dict(), path)
 
 
 @pytest.fixture
@@ -156,7 +160,7 @@ def test_trained_saved_and_loaded(tmp_path, model: MPMelVAE) -> None:
 def test_own_weights_in_the_published_form(tmp_path, model: MPMelVAE, name: str) -> None:
     train(model, 3)
     model.eval()
-    published.save(model, tmp_path / name)
+    publish(model, tmp_path / name)
     assert published.reads(tmp_path / name)
     loaded = published.load(tmp_path / name, vocoder=None)
     assert not loaded.training and rebuild(loaded.build_cfg).state_dict().keys() == model.state_dict().keys()
@@ -167,7 +171,7 @@ def test_own_weights_in_the_published_form(tmp_path, model: MPMelVAE, name: str)
 
 def test_the_front_end_follows_from_the_bands(tmp_path) -> None:
     model = build({**TINY, 'n_mels': 128, 'sample_rate': 44100, 'n_fft': 2048, 'hop': 512, 'fmax': 22050., 'log': 'ln'})
-    published.save(model, tmp_path / 'x.pth')
+    publish(model, tmp_path / 'x.pth')
     loaded = published.load(tmp_path / 'x.pth')
     assert (loaded.sample_rate, loaded.hop, loaded.latent_dim) == (44100, 512, 4)
     assert loaded.build_cfg['vocoder'] == '//pretrained/bigvgan_v2_44khz' and loaded.vocoder is not None
@@ -189,12 +193,12 @@ def test_a_file_with_no_encoder(tmp_path, model: MPMelVAE) -> None:
     state = {name: value for name, value in model.state_dict().items() if not name.startswith('encoder.')}
     torch.save(state, tmp_path / 'stripped.pth')
     assert published.reads(tmp_path / 'stripped.pth')
-    with pytest.raises(UserError, match=r'stripped.pth lacks encoder\.conv_in\.weight, .*\(25 names\)'):
+    with pytest.raises(UserError, match=r'stripped.pth does not fit MPMelVAE: it lacks .*conv_in.* and 22 more'):
         published.load(tmp_path / 'stripped.pth')
 
 
 def test_other_bands_are_refused(tmp_path) -> None:
-    published.save(build({**TINY, 'n_mels': 64}), tmp_path / 'x.pth')
+    publish(build({**TINY, 'n_mels': 64}), tmp_path / 'x.pth')
     with pytest.raises(UserError, match='64 mel bands.*80 or 128'):
         published.load(tmp_path / 'x.pth')
 

@@ -130,7 +130,7 @@ def test_files_that_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match='There is no'):
         load_codec(tmp_path / 'nowhere.bin')
     fewer = dict(list(published_state(model).items())[:-1])
-    with pytest.raises(UserError, match='do not fit'):
+    with pytest.raises(UserError, match='does not fit EncodecModel: it '):
         load_codec(write(tmp_path / 'fewer.bin', model, best_state=fewer))
     cfg = published_config(model) | {'encodec': {'sample_rate': 800, 'quantizer': 'no_quant'}}
     with pytest.raises(UserError, match='no_quant.*6 channels from the encoder'):
@@ -208,7 +208,7 @@ def test_folders_of_transformers_that_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match='codebook_dim'):
         transformers.load_encodec(folder)
     (folder / 'config.json').write_text(json.dumps({**HF, 'target_bandwidths': [0.4]}))
-    with pytest.raises(UserError, match='do not fit'):
+    with pytest.raises(UserError, match='does not fit EncodecModel: it '):
         transformers.load_encodec(folder)
     (folder / 'model.safetensors').unlink()
     with pytest.raises(UserError, match='no weights: model.safetensors or pytorch_model.bin'):

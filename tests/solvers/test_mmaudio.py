@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from audiocraft.data.samples import Clip
 from audiocraft.data.store_dataset import Batch
 from audiocraft.data.store_writer import StoreWriter
 from audiocraft.data.video import Video
@@ -35,6 +36,18 @@ def store(path: Path, keys: dict, rows: int) -> Path:
     return path
 
 
+# The sizes of MMAudio's own stores.
+OF_44K = {'mean': ((345, 40), torch.float32), 'std': ((345, 40), torch.float32),
+          'clip_features': ((64, 1024), torch.float32), 'sync_features': ((192, 768), torch.float32),
+          'text_features': ((77, 1024), torch.float32)}
+
+
+def silent(path: Path, keys: dict, rows: int) -> Path:
+    """A store without facts, as those of MMAudio are."""
+    store(path, keys, rows).with_name(f'{path.name}.facts.json').unlink()
+    return path
+
+
 def runner(folder: Path, *stores: Path) -> Runner:
     listed = ','.join(map(str, stores))
     return Runner(folder, MMAudioSolver, *TINY, f'dset.train.stores=[{listed}]', f'dset.valid.stores=[{listed}]',
@@ -47,6 +60,20 @@ def test_sound_without_pictures_trains_the_null_features(tmp_path: Path) -> None
     assert solver.update == 12
     assert solver.model.empty_clip_feat.abs().max() > 0, 'items without pictures stand on the learned null'
     assert torch.equal(solver.model.empty_string_feat, torch.zeros(3, 6)), 'frozen'
+
+
+def test_pictures_of_zeros_are_none(tmp_path: Path) -> None:
+    path = store(tmp_path / 'sound', VIDEO, 6)
+    path.with_name('sound.facts.json').unlink()
+    for key in ('clip_features', 'sync_features'):
+        (path / f'{key}.memmap').write_bytes(bytes((path / f'{key}.memmap').stat().st_size))
+    run = runner(tmp_path, path, store(tmp_path / 'video', VIDEO, 4))
+    with run.solver('null_condition.probability=0', 'optim.updates_per_epoch=12') as solver:
+        assert solver.data.video_store.name == 'video'
+        expected = solver.data.stores[1].tensors['mean'].mean((0, 1))
+        assert torch.allclose(solver.model.latent_mean.flatten(), expected)
+        solver.run()
+        assert solver.model.empty_clip_feat.abs().max() > 0
 
 
 def test_sound_and_words_alone(tmp_path: Path) -> None:
@@ -93,14 +120,50 @@ def test_the_last_epoch_is_tested_with_the_final_average(tmp_path: Path) -> None
     path = store(tmp_path / 'video', VIDEO, 6)
     run = runner(tmp_path, path)
     solver = run.run('optim.epochs=2', 'optim.updates_per_epoch=4', 'optim.ema.snapshot_every=4', 'evaluate.every=1',
-                     'evaluate.metrics=null', dset__test={'stores': [str(path)], 'media': None})
+                     'optim.ema.output_sigma=0.08', 'evaluate.metrics=null', f'dset.test.stores=[{path}]')
     first, second = (epoch['evaluate'] for epoch in solver.history)
     assert not any(key.startswith('test/') for key in first)
     assert second['test/loss'] == pytest.approx(second['loss'], rel=0.2) and second['test/loss'] != second['loss']
     scores = json.loads((run.xp_folder / 'test-output_metrics.json').read_text())
     assert scores['loss'] == second['test/loss']
     name, final = 'final_layer.conv.weight', load_file(run.xp_folder / 'final.safetensors')
-    assert torch.allclose(final[name], solver.ema.synthesize(0.05)['model'][name])
+    assert torch.allclose(final[name], solver.ema.synthesize(0.08)['model'][name])
+
+
+def test_the_final_average_is_of_all_updates(tmp_path: Path) -> None:
+    """Also where their number is no multiple of `snapshot_every`."""
+    run = runner(tmp_path, store(tmp_path / 'video', VIDEO, 6))
+    solver = run.run('optim.updates_per_epoch=8', 'optim.ema.snapshot_every=5', 'evaluate.every=1',
+                     'evaluate.metrics=null', f'dset.test.stores=[{tmp_path}/video]')
+    assert [snapshot['step'] for snapshot in solver.ema.snapshots] == [5, 5, 8, 8]
+    name, final = 'final_layer.conv.weight', load_file(run.xp_folder / 'final.safetensors')
+    assert torch.allclose(final[name], solver.ema.averaged()['model'][name]), 'the narrower of the two, as it is'
+    with pytest.raises(UserError, match='sigma_rel must lie between'):
+        run.run('optim.ema.output_sigma=0.3')
+
+
+def test_an_unknown_sampler_is_named_before_the_training(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match='sampling.method=rk9: expected one of euler'):
+        runner(tmp_path, store(tmp_path / 'video', VIDEO, 6)).run('sampling.method=rk9')
+
+
+def test_published_weights_are_scored_on_the_test_set(tmp_path: Path) -> None:
+    path = store(tmp_path / 'video', VIDEO, 6)
+    trained, other = runner(tmp_path / 'a', path), runner(tmp_path / 'b', path)
+    trained.run()
+    with other.solver(f'continue_from={trained.xp_folder}', f'dset.test.stores=[{path}]', 'evaluate.metrics=null',
+                      'execute_only=evaluate') as solver:
+        results = solver.run_one_stage('evaluate')
+    assert results['test/loss'] == pytest.approx(results['loss'], rel=0.2)
+
+
+def test_samples_of_the_same_id_are_all_kept(tmp_path: Path) -> None:
+    """Data sets of sound have several captions for a clip."""
+    with runner(tmp_path, store(tmp_path / 'video', VIDEO, 4)).solver() as solver:
+        clips = [Clip('a', torch.zeros(1, 16000), 16000, caption=str(i)) for i in range(3)]
+        solver.write_samples(clips, [None] * 3)
+    found = {path.stem: json.loads(path.read_text())['caption'] for path in tmp_path.rglob('generate/0/*.json')}
+    assert found == {'a': '0', 'a~2': '1', 'a~3': '2'}
 
 
 def test_a_store_that_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,11 +172,67 @@ def test_a_store_that_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / 'weights' / 'ext_weights').mkdir(parents=True)
     empty = torch.randn(1, 77, 1024)
     torch.save(empty, tmp_path / 'weights' / 'ext_weights' / 'empty_string.pth')
-    path = store(tmp_path / 'video', {**VIDEO, 'text_features': ((77, 1024), torch.float32)}, 4)
-    path.with_name('video.facts.json').unlink()
+    path = silent(tmp_path / 'video', OF_44K, 4)
     solver = runner(tmp_path, path).run('latents=44k')
     assert torch.equal(solver.model.empty_string_feat, empty[0])
     assert solver.facts['codec'] == '//pretrained/mmaudio/vae_44k' and solver.facts['sample_rate'] == 44100
+    recorded = tmp_path / 'weights' / 'ext_weights' / 'empty_string.pth'
+    other = runner(tmp_path / 'other', path)
+    torch.save(empty[:, :, :7], recorded)
+    with pytest.raises(UserError, match='the empty caption are 77 x 7, those of the stores 77 x 1024'):
+        other.run('latents=44k')
+    recorded.write_text('damaged')
+    with pytest.raises(UserError, match='Cannot read .*empty_string.pth'):
+        other.run('latents=44k')
+    recorded.unlink()
+    with pytest.raises(UserError, match='(?s)empty_string.pth.*Or, to compute them:'):
+        other.run('latents=44k')
+
+
+def test_latents_of_the_other_codec_are_refused(tmp_path: Path) -> None:
+    path = silent(tmp_path / 'video', OF_44K, 4)
+    with pytest.raises(UserError, match='345 x 40.*latents=16k stands for 250 x 20. They are those of latents=44k'):
+        runner(tmp_path, path).run('latents=16k')
+    with pytest.raises(UserError, match='latents=48k: expected 16k or 44k'):
+        runner(tmp_path, path).run('latents=48k')
+
+
+def test_missing_stores_are_named_at_once(tmp_path: Path) -> None:
+    run = runner(tmp_path, store(tmp_path / 'video', VIDEO, 4))
+    with pytest.raises(UserError) as error:
+        run.run(f'dset.train.stores=[{tmp_path}/gone]', f'dset.valid.stores=[{tmp_path}/away]',
+                f'dset.evaluate.stores=[{tmp_path}/away]')
+    assert str(error.value).splitlines() == [f'{tmp_path}/{name}: there is no such store.' for name in ('gone', 'away')]
+
+
+def test_stages_of_other_sizes_are_refused(tmp_path: Path) -> None:
+    train = store(tmp_path / 'video', VIDEO, 4)
+    other = store(tmp_path / 'other', {**VIDEO, 'mean': ((12, 4), torch.float32), 'std': ((12, 4), torch.float32)}, 4)
+    bare = store(tmp_path / 'bare', {key: spec for key, spec in VIDEO.items() if key != 'std'}, 4)
+    run = runner(tmp_path, train)
+    with pytest.raises(UserError, match='dset.valid.stores: "mean" is 12 x 4 .*the network takes 10 x 4'):
+        run.run(f'dset.valid.stores=[{other}]')
+    with pytest.raises(UserError, match='dset.evaluate.stores: .*bare has no latents "std"'):
+        run.run(f'dset.evaluate.stores=[{bare}]')
+    with pytest.raises(UserError, match='dset.train.stores: .*bare has no latents "std"'):
+        run.run(f'dset.train.stores=[{train},{bare}]')
+    with pytest.raises(UserError, match='no store has the latents "std"'):
+        run.run('dset.train.keys=[mean,text_features]')
+
+
+def test_a_missing_codec_is_named_before_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('AUDIOCRAFT_WEIGHTS', str(tmp_path / 'weights'))
+    run = runner(tmp_path, store(tmp_path / 'video', VIDEO, 6))
+    with pytest.raises(UserError, match='No store says which compression model.*\n.*evaluate.every=0 generate.every=0'):
+        run.run('generate.every=null', 'evaluate.every=null')
+    with pytest.raises(UserError, match='(?s)which generate will need.*vae_16k.*bigvgan_16k'):
+        run.run('generate.every=1', 'codec=//pretrained/mmaudio/vae_16k')
+    with pytest.raises(UserError, match='which generate will need, is not there:\nThere is no .*nowhere'):
+        run.run('generate.every=1', f'codec={tmp_path}/nowhere')
+    assert not list((run.xp_folder / 'checkpoints').glob('*'))
+    assert run.run().update == 3, 'a training step needs none'
+    other = runner(tmp_path / 'other', tmp_path / 'video')
+    assert other.run('evaluate.every=1', 'evaluate.metrics=null').update == 3, 'losses need none'
 
 
 @pytest.mark.parametrize('joint', [True, False])

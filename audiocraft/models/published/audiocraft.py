@@ -19,6 +19,7 @@ from ...utils.checkpoint import State
 from ...utils.config import build, from_yaml, locate, to_yaml
 from ...utils.errors import UserError
 from ..encodec import EncodecModel
+from .files import Pickled, load_strict, read_file
 from .transformers import load_encodec
 
 logger = logging.getLogger(__name__)
@@ -44,15 +45,11 @@ def read_package(path: Path) -> dict[str, tp.Any]:
     """
     path = path / FILE if path.is_dir() else path
     try:
-        package = torch.load(path, map_location='cpu', weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f'There is no {path}.') from None
-    except Exception as error:  # what torch raises for a damaged or hostile file is of many kinds
-        if 'weights_only' in str(error) or 'WeightsUnpickler' in str(error):
-            raise UserError(f'{path} holds pickled objects, which could run code and are not loaded. AudioCraft writes '
-                            'such a file while it trains (checkpoint.th): export it there (export_encodec in its '
-                            f'utils/export.py) and give the file that this makes ({FILE}).') from error
-        raise UserError(f'Cannot read {path}: {str(error).splitlines()[0]}') from error
+        package = read_file(path)
+    except Pickled as error:
+        raise UserError(f'{error} AudioCraft writes such a file while it trains (checkpoint.th): export it there '
+                        f'(export_encodec in its utils/export.py) and give the file that this makes ({FILE}).'
+                        ) from error
     if not isinstance(package, dict) or not ({'best_state', 'xp.cfg'} <= package.keys() or 'pretrained' in package):
         found = ', '.join(map(str, package)) if isinstance(package, dict) else type(package).__name__
         raise UserError(f'{path} is no codec of AudioCraft: "best_state" and "xp.cfg", or "pretrained", were expected '
@@ -128,12 +125,8 @@ def load_codec(path: str | Path) -> EncodecModel:
         return _published(str(package['pretrained']), path)
     cfg, state = package['xp.cfg'], package['best_state']
     model = build(model_node(from_yaml(cfg) if isinstance(cfg, str) else cfg))
-    try:
-        # Within a training the best states are kept by module.
-        model.load_state_dict(state.get('model', state), strict=True)
-    except RuntimeError as error:
-        raise UserError(f'{path}: the weights do not fit the config beside them: {error}') from error
-    return model.eval()
+    # Within a training the best states are kept by module.
+    return load_strict(model, state.get('model', state), path).eval()
 
 
 def published_state(model: EncodecModel) -> State:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import safetensors
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from ...utils.checkpoint import State, read_tensors
@@ -18,6 +19,8 @@ SUFFIXES = ('.pth', '.pt', '.bin', '.ckpt', '.safetensors')
 # Where the weights are in files that hold more than weights.
 NESTED = ('generator', 'weights', 'state_dict', 'model', 'best_state')
 Shapes = dict[str, tuple[int, ...]]
+M = tp.TypeVar('M', bound=nn.Module)
+_OTHER_SHAPE = re.compile(r'size mismatch for (\S+): .*torch\.Size\((.*?)\).*torch\.Size\((.*?)\).*')
 # Numbers of numpy, such as a loss beside the weights: they are rebuilt from their bytes.
 _SCALAR = np.float64(0).__reduce__()[0]
 _NUMBERS: list[tp.Any] = [
@@ -25,6 +28,10 @@ _NUMBERS: list[tp.Any] = [
     *(type(np.dtype(kind)) for kind in ('f8', 'f4', 'i8', 'i4', '?'))]
 _DRAWN = {torch.Tensor.uniform_, torch.Tensor.normal_, torch.nn.init.uniform_, torch.nn.init.normal_,
           torch.nn.init.kaiming_uniform_}
+
+
+class Pickled(UserError):
+    """A file holds objects that could run code."""
 
 
 class Undrawn(TorchFunctionMode):
@@ -41,24 +48,29 @@ class Undrawn(TorchFunctionMode):
 
 
 def read_file(path: str | Path) -> tp.Any:
-    """What `torch.save` wrote, on the CPU; tensors are read from disk when they are used, where the format allows it.
+    """What `torch.save` wrote, or the tensors of a .safetensors, on the CPU.
+
+    Tensors of `torch.save` are read from disk when they are used, where the format allows it.
 
     Raises:
         UserError: it is missing, damaged, or holds pickled objects, which could run code.
     """
     path = Path(path)
+    if not path.is_file():
+        raise UserError(f'There is no file {path}.')
+    if path.suffix == '.safetensors':
+        return read_tensors(path)
     try:
         with torch.serialization.safe_globals(_NUMBERS):
             return torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
-    except FileNotFoundError:
-        raise UserError(f'There is no {path}.') from None
     except Exception as error:  # what torch raises for a damaged or hostile file is of many kinds
-        if 'weights_only' in str(error) or 'WeightsUnpickler' in str(error):
-            found = re.search(r'GLOBAL (\S+)', str(error))
-            what = f'pickled objects ({found[1]})' if found else 'pickled objects'
-            raise UserError(f'{path} holds {what}, which could run code and are not loaded. Where the file was made, '
-                            'save the weights alone: torch.save(model.state_dict(), ...).') from error
-        raise UserError(f'Cannot read {path}: {(str(error) or type(error).__name__).splitlines()[0]}') from error
+        if found := re.search(r'GLOBAL (\S+)', str(error)):
+            raise Pickled(f'{path} holds pickled objects ({found[1]}), which could run code and are not loaded. Where '
+                          'the file was made, save the weights alone: torch.save(model.state_dict(), ...).') from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        if reason.startswith('Weights only load failed') or ' ' not in reason:  # of a text file, torch says "101"
+            reason = 'torch.save did not write it'
+        raise UserError(f'Cannot read {path}: {reason}') from error
 
 
 def _is_state(value: tp.Any) -> bool:
@@ -93,9 +105,35 @@ def read_state(path: str | Path) -> State:
     Raises:
         UserError: it cannot be read, or there are none in it.
     """
-    if Path(path).suffix == '.safetensors':
-        return read_tensors(path)
     return state_in(read_file(path), path)[0]
+
+
+def load_strict(model: M, state: tp.Mapping[str, torch.Tensor], path: str | Path, *, assign: bool = False) -> M:
+    """Load weights from a file into a model whose names and shapes are exactly theirs, and return the model.
+
+    Args:
+        model (nn.Module): where they go.
+        state (dict): the weights.
+        path (str or Path): where they come from, for the message.
+        assign (bool): they take the place of the model's own tensors (of another dtype, on the meta device), and are
+            not copied: those of a mapped file stay on the disk until they are used.
+    Raises:
+        UserError: they differ; the first few differences are named.
+    """
+    try:
+        missing, unknown = model.load_state_dict(state, strict=False, assign=assign)
+        problems = [f'{word} {_some(names)}' for word, names in (('lacks', missing), ('has besides', unknown)) if names]
+    except RuntimeError as error:  # other shapes, one a line
+        lines = [_OTHER_SHAPE.sub(r'\1 \2 instead of \3', line.strip()) for line in str(error).splitlines()[1:]]
+        problems = [f'has {_some(lines)}']
+    if problems:
+        raise UserError(f'{path} does not fit {type(model).__name__}: it {"; it ".join(problems)}.')
+    return model
+
+
+def _some(names: tp.Iterable[str]) -> str:
+    listed = sorted(names)
+    return ', '.join(listed[:3]) + (f' and {len(listed) - 3} more' if len(listed) > 3 else '')
 
 
 def shapes_of(path: str | Path) -> Shapes:

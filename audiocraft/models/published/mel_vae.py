@@ -4,22 +4,24 @@ import re
 import typing as tp
 from pathlib import Path
 
-import torch
-
-from ...utils.checkpoint import State, write_tensors
+from ...modules.mel import MEL_16K, MEL_44K
+from ...utils.checkpoint import State
 from ...utils.config import build
 from ...utils.errors import UserError
 from ..mp_mel_vae import MPMelVAE
-from .files import Undrawn, read_state, shapes_of
+from .files import Undrawn, load_strict, read_state, shapes_of
 
 # What no file says: the front ends, by their number of mel bands, and the vocoders that belong to them.
-_FRONT_ENDS: dict[int, dict[str, tp.Any]] = {
-    80: {'sample_rate': 16_000, 'n_fft': 1024, 'hop': 256, 'fmin': 0., 'fmax': 8000., 'log': 'log10',
-         'statistics': 'mmaudio_16k', 'vocoder': '//pretrained/mmaudio/bigvgan_16k'},
-    128: {'sample_rate': 44_100, 'n_fft': 2048, 'hop': 512, 'fmin': 0., 'fmax': 22_050., 'log': 'ln',
-          'statistics': 'mmaudio_44k', 'vocoder': '//pretrained/bigvgan_v2_44khz'},
+FRONT_ENDS: dict[int, dict[str, tp.Any]] = {
+    80: {**MEL_16K, 'statistics': 'mmaudio_16k', 'vocoder': '//pretrained/mmaudio/bigvgan_16k'},
+    128: {**MEL_44K, 'statistics': 'mmaudio_44k', 'vocoder': '//pretrained/bigvgan_v2_44khz'},
 }
 _MARKS = {'data_mean', 'data_std', 'decoder.conv_in.weight', 'decoder.mid.attn_1.qkv.weight'}
+
+
+def reference(sample_rate: int) -> str:
+    """The name of the published mel VAE of a sample rate."""
+    return f'//pretrained/mmaudio/vae_{sample_rate // 1000}k'
 
 
 def reads(path: Path) -> bool:
@@ -34,13 +36,13 @@ def model_node(state: State) -> dict[str, tp.Any]:
         UserError: its number of mel bands is that of neither published model, so that its front end is unknown.
     """
     n_mels = state['data_mean'].shape[1]
-    if n_mels not in _FRONT_ENDS:
+    if n_mels not in FRONT_ENDS:
         raise UserError(f'The mel VAE has {n_mels} mel bands; those that MMAudio publishes have '
-                        f'{" or ".join(map(str, _FRONT_ENDS))}. Load a model of your own by its XP or export.')
+                        f'{" or ".join(map(str, FRONT_ENDS))}. Load a model of your own by its XP or export.')
     width = state['decoder.conv_out.weight'].shape[1]
     blocks = [re.match(r'decoder\.up\.(\d+)\.block\.(\d+)\.conv2\.weight', name) for name in state]
     levels = sorted({int(match[1]) for match in blocks if match})
-    return {'_target_': 'audiocraft.models.mp_mel_vae.MPMelVAE', **_FRONT_ENDS[n_mels], 'n_mels': n_mels,
+    return {'_target_': 'audiocraft.models.mp_mel_vae.MPMelVAE', **FRONT_ENDS[n_mels],
             'latent_dim': state['decoder.conv_in.weight'].shape[1], 'width': width,
             'multipliers': [state[f'decoder.up.{i}.block.0.conv2.weight'].shape[0] // width for i in levels],
             'depth': max(int(match[2]) for match in blocks if match)}
@@ -61,24 +63,4 @@ def load(path: str | Path, **changes: tp.Any) -> MPMelVAE:
         raise UserError(f'{path} is no mel VAE of MMAudio: a state dict with {", ".join(sorted(_MARKS))} was expected.')
     with Undrawn():
         model = build({**model_node(state), **changes})
-    names = model.state_dict().keys()
-    for problem, wrong in (('lacks', names - state.keys()), ('holds unknown', state.keys() - names)):
-        if wrong:
-            listed = ', '.join(sorted(wrong)[:5]) + (', ...' if len(wrong) > 5 else '')
-            raise UserError(f'{path} {problem} {listed} ({len(wrong)} names). Give the whole published file '
-                            '(python -m audiocraft weights list).')
-    try:
-        model.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        raise UserError(f'{path}: the shapes are not those of a mel VAE of MMAudio: {error}') from error
-    return model.eval()
-
-
-def save(model: MPMelVAE, path: str | Path) -> None:
-    """Write a mel VAE as MMAudio publishes it, without its vocoder: as safetensors, or else by `torch.save`."""
-    state = {name: value.detach().cpu() for name, value in model.state_dict().items()
-             if not name.startswith('vocoder.')}
-    if Path(path).suffix == '.safetensors':
-        write_tensors(Path(path), state)
-    else:
-        torch.save(state, path)
+    return load_strict(model, state, path).eval()

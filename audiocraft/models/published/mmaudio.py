@@ -16,10 +16,11 @@ from ...utils.checkpoint import State
 from ...utils.config import build
 from ...utils.errors import UserError
 from ..mmaudio import NON_PERSISTENT, MMAudio
-from .files import Shapes, Undrawn, read_file, read_state, shapes_of
+from . import mel_vae
+from .files import Shapes, Undrawn, load_strict, read_file, read_state, shapes_of
 
 DURATION = 8.  # seconds that the networks were trained on
-HOP = {16_000: 256, 44_100: 512}  # samples per frame of the spectrogram
+HOP = {end['sample_rate']: end['hop'] for end in mel_vae.FRONT_ENDS.values()}  # samples per frame of the spectrogram
 GUIDANCE = 4.5
 _FEATURES = 'audiocraft.features'
 _SIGNS = {'audio_input_proj.0.weight', 'clip_input_proj.0.weight', 'sync_input_proj.0.weight',
@@ -80,11 +81,7 @@ def load(path: str | Path) -> MMAudio:
     node = model_node(shapes_of(path))
     with Undrawn():
         model: MMAudio = build(node)
-    try:
-        model.load_state_dict(network_state(read_state(path)), strict=True, assign=True)
-    except RuntimeError as error:
-        raise UserError(f'{path}: the weights do not fit the network that their shapes tell of: {error}') from error
-    return model.eval()
+    return load_strict(model, network_state(read_state(path)), path, assign=True).eval()
 
 
 def _extractor(target: str, weights: str, consumes: str, key: str, fps: float | None = None) -> dict[str, tp.Any]:
@@ -103,7 +100,7 @@ def published_facts(sample_rate: int) -> dict[str, tp.Any]:
     if sample_rate not in HOP:
         raise UserError(f'MMAudio has codecs for {" and ".join(map(str, HOP))} Hz, not for {sample_rate} Hz.')
     return {'sample_rate': sample_rate, 'frame_rate': sample_rate / HOP[sample_rate] / 2, 'channels': 1,
-            'duration': DURATION, 'codec': f'//pretrained/mmaudio/vae_{sample_rate // 1000}k',
+            'duration': DURATION, 'codec': mel_vae.reference(sample_rate),
             'extractors': {'image': _extractor('clip.ClipImage', 'clip_dfn5b', 'frames', 'clip_features', 8.),
                            'motion': _extractor('synchformer.Synchformer', 'synchformer', 'frames', 'sync_features',
                                                 25.),
@@ -127,10 +124,8 @@ def empty_string(path_or_name: str | Path = '//pretrained/mmaudio/empty_string')
         UserError: it is not there, or is something else.
     """
     path = resolve_path(path_or_name)
-    if path.suffix == '.safetensors':
-        content: tp.Any = next(iter(read_state(path).values()), None)
-    else:
-        content = read_file(path)
+    content = read_file(path)
+    content = next(iter(content.values()), None) if path.suffix == '.safetensors' else content
     if not isinstance(content, torch.Tensor) or content.dim() not in (2, 3) or content.shape[:-2].numel() != 1:
         found = tuple(content.shape) if isinstance(content, torch.Tensor) else type(content).__name__
         raise UserError(f'{path}: a tensor of shape (1, tokens, dim) was expected, the features of the empty text; '

@@ -10,12 +10,10 @@ import re
 import typing as tp
 from pathlib import Path
 
-import torch
-
-from ...utils.checkpoint import read_tensors
 from ...utils.config import build
 from ...utils.errors import UserError
 from ..encodec import EncodecModel
+from .files import load_strict, read_state
 
 logger = logging.getLogger(__name__)
 
@@ -102,15 +100,6 @@ def _weights_file(folder: Path) -> Path:
     return found
 
 
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
-    if path.suffix == '.safetensors':
-        return read_tensors(path)
-    try:
-        return dict(torch.load(path, map_location='cpu', weights_only=True))
-    except Exception as error:  # what torch raises for a damaged or hostile file is of many kinds
-        raise UserError(f'Cannot read the weights in {path}: {str(error).splitlines()[0]}') from error
-
-
 def load_encodec(folder: str | Path) -> EncodecModel:
     """Load an EnCodec that `transformers` saved, in evaluation mode.
 
@@ -127,13 +116,9 @@ def load_encodec(folder: str | Path) -> EncodecModel:
         raise UserError(f'{folder / CONFIG} is not the config of an EnCodec of transformers (model_type "encodec").')
     config = {**DEFAULTS, **json.loads((folder / CONFIG).read_text(encoding='utf-8'))}
     path = _weights_file(folder)
-    theirs = _read_weights(path)
+    theirs = read_state(path)
     names = native_names(theirs)
     if config['chunk_length_s'] is not None:
         logger.info('%s: made for chunks of %s s; here audio is encoded whole.', folder, config['chunk_length_s'])
     model = build(model_node(config))
-    try:
-        model.load_state_dict({names[name]: tensor for name, tensor in theirs.items()}, strict=True)
-    except RuntimeError as error:
-        raise UserError(f'{path}: the weights do not fit the {CONFIG} beside them: {error}') from error
-    return model.eval()
+    return load_strict(model, {names[name]: tensor for name, tensor in theirs.items()}, path).eval()
