@@ -14,7 +14,8 @@ NAMES = {'mmaudio/small_16k': 'mmaudio_small_16k.pth', 'mmaudio/small_44k': 'mma
          'mmaudio/vae_44k': 'v1-44.pth', 'mmaudio/bigvgan_16k': 'best_netG.pt',
          'mmaudio/empty_string': 'empty_string.pth', 'bigvgan_v2_44khz': 'bigvgan_generator.pt',
          'synchformer': 'synchformer_state_dict.pth', 'clip_dfn5b': 'open_clip_pytorch_model.bin',
-         'panns_cnn14_16k': 'Cnn14_16k_mAP=0.438.pth', 'vggish': 'vggish-10086976.pth', 'passt': 'passt-s-f128-p16-s10-ap.476-swa.pt',
+         'panns_cnn14_16k': 'Cnn14_16k_mAP=0.438.pth', 'vggish': 'vggish-10086976.pth',
+         'passt': 'passt-s-f128-p16-s10-ap.476-swa.pt',
          'clap_laion': 'music_speech_audioset_epoch_15_esc_89.98.pt', 'clap_ms': 'CLAP_weights_2023.pth',
          'imagebind': 'imagebind_huge.pth'}
 OF_MMAUDIO = {'mmaudio/small_16k': 'weights', 'mmaudio/vae_16k': 'ext_weights', 'mmaudio/bigvgan_16k': 'ext_weights',

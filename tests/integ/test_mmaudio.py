@@ -1,4 +1,4 @@
-"""MMAudio's own way in miniature, by its commands: lists of a data set, stores in its layout, training, test, fine-tuning.
+"""MMAudio's own way in miniature, by its commands: from the list of a data set to training, test and fine-tuning.
 
 CLIP, Synchformer and the network are tiny and random, but every command and config is the one of full size.
 """
@@ -20,8 +20,8 @@ from .chain import Chain, signature_in
 
 pytestmark = pytest.mark.integ
 
-CLIP = ("{embed_dim: 1024, vision_cfg: {image_size: 28, layers: 1, width: 16, head_width: 8, patch_size: 14}, "
-        "text_cfg: {context_length: 77, vocab_size: 49408, width: 1024, heads: 2, layers: 1}}").replace(' ', '')
+CLIP = ('{embed_dim: 1024, vision_cfg: {image_size: 28, layers: 1, width: 16, head_width: 8, patch_size: 14}, '
+        'text_cfg: {context_length: 77, vocab_size: 49408, width: 1024, heads: 2, layers: 1}}').replace(' ', '')
 TINY = [f'extractors.image.model={CLIP}', 'extractors.image.weights=null', 'extractors.image.size=28',
         f'extractors.text.model={CLIP}', 'extractors.text.weights=null', 'extractors.motion.weights=null',
         'extractors.motion.size=32', '+extractors.motion.network={dim:768,depth:1,num_heads:2,mlp_ratio:1}']
@@ -41,8 +41,8 @@ class World(Chain):
 
     def __init__(self, folder: Path):
         super().__init__(folder)
-        self.audiocraft('make_example', '--kind', 'video', '--out', 'videos', '--clips', 12, '--seed', 1, '--seconds', 2,
-                        '--workers', 1)
+        self.audiocraft('make_example', '--kind', 'video', '--out', 'videos', '--clips', 12, '--seed', 1,
+                        '--seconds', 2, '--workers', 1)
         captions = [row[1] for row in csv.reader((folder / 'videos' / 'captions.tsv').open(), delimiter='\t')][1:]
         with (folder / 'vggsound.csv').open('w', newline='') as file:
             for i, caption in enumerate(captions):
@@ -158,7 +158,8 @@ def test_published_weights_without_the_others(world: World, published: Path) -> 
     assert published_facts(16_000)['codec'] == '//pretrained/mmaudio/vae_16k'
 
 
-@pytest.mark.parametrize('given', [['--prompt', 'rain'], ['--video', 'VIDEO'], ['--video', 'VIDEO', '--prompt', 'a dog']])
+@pytest.mark.parametrize('given', [['--prompt', 'rain'], ['--video', 'VIDEO'],
+                                   ['--video', 'VIDEO', '--prompt', 'a dog']])
 def test_generate(world: World, trained: str, given: list[str]) -> None:
     video = str(next((world.folder / 'videos').glob('*.mp4')))
     out = world.folder / f'made{len(given)}{given[0]}.wav'

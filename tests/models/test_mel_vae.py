@@ -155,5 +155,5 @@ def test_references_that_cannot_be_loaded(tmp_path, xp) -> None:
 def test_weights_of_another_model_are_refused(tmp_path, model: MelVAE) -> None:
     save_checkpoint(tmp_path / 'checkpoints', 1, models={'model': model.state_dict()},
                     state={'models': {'model': {**TINY, 'width': 24}}})
-    with pytest.raises(UserError, match='do not fit'):
+    with pytest.raises(UserError, match='does not fit MelVAE'):
         load_model(tmp_path)
