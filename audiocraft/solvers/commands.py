@@ -2,6 +2,7 @@
 
 import time
 import typing as tp
+from contextlib import contextmanager
 
 import torch
 
@@ -82,9 +83,25 @@ def set_lr(solver: tp.Any, lr: float) -> None:
             group['lr'] = group['lr'] * scale or lr
 
 
+@contextmanager
+def _interlude(solver: tp.Any) -> tp.Iterator[None]:
+    """Within the context another stage may be run between two updates; training goes on as if it had not been."""
+    names = ('_current_stage', '_current_formatter', 'is_training', '_rows', '_draw_batch', '_draw_calls')
+    before = {name: getattr(solver, name) for name in names}
+    modes = [(part, part.training) for module in solver.modules.values() for part in module.modules()]
+    pending = dict(solver._pending_metrics)
+    try:
+        yield
+    finally:
+        vars(solver).update(before)
+        solver._pending_metrics = pending
+        for part, training in modes:
+            part.training = training
+
+
 def _eval(solver: tp.Any, command: Command) -> str:
     stage = 'valid' if solver.cfg.evaluate.every == 0 else 'evaluate'
-    with solver.interlude(), solver.swap_ema_state():
+    with _interlude(solver), solver.swap_ema_state():
         metrics = solver.run_stage(stage, getattr(solver, stage))
     if distrib.is_rank_zero():
         weights = f'{"average at" if solver.ema is not None else "weights of"} update {solver.update}'

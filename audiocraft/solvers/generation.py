@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 
 from .. import distrib
-from ..data.loaders import StoreLoader
 from ..data.samples import Clip, SampleWriter, read_clip
 from ..data.store_dataset import Batch
 from ..environment import resolve_path
@@ -27,6 +26,7 @@ from ..utils.errors import UserError
 from ..utils.files import write_atomic
 from ..utils.logging import jsonable
 from . import base
+from .batches import Batches
 from .setup import planned_stages
 
 Clips = list[Clip]
@@ -140,7 +140,7 @@ class GenerationSolver(base.StandardSolver):
         with self.ema.swapped(states):
             yield
 
-    def run_control(self, split: str, name: str, control: Control, batches: 'Batches',
+    def run_control(self, split: str, name: str, control: Control, batches: Batches,
                     references: list[Clip | None], metrics: tp.Iterable[str]) -> dict[str, tp.Any]:
         """Scores of what is generated from changed pictures or words, against the truth of the pictures.
 
@@ -211,11 +211,11 @@ class GenerationSolver(base.StandardSolver):
 
     # -- clips ------------------------------------------------------------------------------------------------------
 
-    def batches(self, stage: str) -> 'Batches':
+    def batches(self, stage: str) -> Batches:
         """The batches of a stage, on the host."""
         return Batches(self.dataloaders[stage])
 
-    def generated_clips(self, batches: 'Batches', change: tp.Callable[[Batch, int], Batch] | None = None,
+    def generated_clips(self, batches: Batches, change: tp.Callable[[Batch, int], Batch] | None = None,
                         captions: list[str] | None = None) -> Clips:
         """What the model generates for all batches, which the processes share out; process 0 gets all clips.
 
@@ -290,30 +290,6 @@ class GenerationSolver(base.StandardSolver):
 def _make_empty(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(exist_ok=True)
-
-
-class Batches(tp.Sequence[Batch]):
-    """The batches of a stage by number, each read when it is asked for: there may be more than fit into the memory.
-
-    Args:
-        loader (StoreLoader): one pass in the order of the stores.
-    """
-
-    def __init__(self, loader: StoreLoader):
-        self.loader, self.size = loader, loader.batch_size
-        self.ids, self.captions = loader.mixture.ids, loader.mixture.captions
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __getitem__(self, number: tp.Any) -> tp.Any:
-        if not 0 <= number < len(self):
-            raise IndexError(number)
-        run = self.loader.iterate(number)
-        try:
-            return next(run).clone()  # the loader uses its buffers again
-        finally:
-            run.close()  # type: ignore[attr-defined]
 
 
 def prefixed(prefix: str, results: dict[str, tp.Any]) -> dict[str, tp.Any]:

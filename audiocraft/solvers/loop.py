@@ -3,7 +3,7 @@
 import math
 import time
 import typing as tp
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 
 import torch
 
@@ -166,21 +166,6 @@ class Loop(Resumable):
         self._publish_history()
         if distrib.is_rank_zero():
             self.on_results(stage)
-
-    @contextmanager
-    def interlude(self) -> tp.Iterator[None]:
-        """Within the context another stage may be run between two updates; training goes on as if it had not been."""
-        names = ('_current_stage', '_current_formatter', 'is_training', '_rows', '_draw_batch', '_draw_calls')
-        before = {name: getattr(self, name) for name in names}
-        modes = [(part, part.training) for module in self.modules.values() for part in module.modules()]
-        pending = dict(self._pending_metrics)
-        try:
-            yield
-        finally:
-            vars(self).update(before)
-            self._pending_metrics = pending
-            for part, training in modes:
-                part.training = training
 
     # -- updates -----------------------------------------------------------------------------------------------------
 
