@@ -111,12 +111,13 @@ class GenerationSolver(base.StandardSolver):
         if not self.cfg.evaluate.metrics:
             return results
         batches = self.batches(split)
-        references = self.references(split, batches.ids)
+        # Process 0 alone compares, and so only it reads the truth.
+        references = self.references(split, batches.ids) if distrib.is_rank_zero() else [None] * len(batches.ids)
         self.metrics = self.build_metrics(split) if distrib.is_rank_zero() else {}
         results |= self.scores(self.generated_clips(batches), references, self.cfg.evaluate.metrics)
         controls = [name for name in self.cfg.evaluate.control_metrics if self.cfg.evaluate.metrics.get(name)]
-        if any(references) and controls:
-            known = [clip for clip in references if clip is not None and distrib.is_rank_zero()]
+        if controls and self.once(lambda: any(references)):
+            known = [clip for clip in references if clip is not None]
             results |= prefixed('ceiling', self.scores(self.reconstructions(known), known, controls))
             for name, node in self.cfg.evaluate.controls.items():
                 results |= self.run_control(split, name, build(node), batches, references, controls)
@@ -281,7 +282,7 @@ class GenerationSolver(base.StandardSolver):
         node = self.cfg.dset.get(stage)
         if not node or not node.get('media'):
             return None
-        folder = Path(node['media'])
+        folder = resolve_path(node['media'])
         if not folder.is_dir():
             raise UserError(f'dset.{stage}.media: no folder {folder} (relative paths start at the launch folder)')
         return folder
