@@ -211,8 +211,10 @@ class MMAudioSolver(GenerationSolver):
         latents = samplers.integrate(field, noise, method=sampling.method, steps=sampling.steps)
         latents = self.model.unnormalize(latents).transpose(1, 2)
         samples = round(self.duration * self.codec.sample_rate)
-        # A vocoder takes gigabytes for each few clips at full rate.
-        return torch.cat([self.codec.decode(part, num_samples=samples) for part in latents.split(DECODED_TOGETHER)])
+        with torch.autocast(self.device.type, enabled=False):  # what was trained in float32 decodes in float32
+            # A vocoder takes gigabytes for each few clips at full rate.
+            return torch.cat([self.codec.decode(part, num_samples=samples)
+                              for part in latents.float().split(DECODED_TOGETHER)])
 
     def train_ids(self) -> list[str]:
         return self.data.ids
