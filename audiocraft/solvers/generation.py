@@ -112,7 +112,9 @@ class GenerationSolver(base.StandardSolver):
             return results
         batches = self.batches(split)
         # Process 0 alone compares, and so only it reads the truth.
-        references = self.references(split, batches.ids) if distrib.is_rank_zero() else [None] * len(batches.ids)
+        references: list[Clip | None] = [None] * len(batches.ids)
+        if distrib.is_rank_zero():
+            references = self.references(split, batches.ids)
         self.metrics = self.build_metrics(split) if distrib.is_rank_zero() else {}
         results |= self.scores(self.generated_clips(batches), references, self.cfg.evaluate.metrics)
         controls = [name for name in self.cfg.evaluate.control_metrics if self.cfg.evaluate.metrics.get(name)]
