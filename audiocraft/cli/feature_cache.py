@@ -23,6 +23,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument('--data_dir', required=True, help='folder of media; file names without suffix are the ids')
     parser.add_argument('--output_dir', required=True, help='folder of the features')
     parser.add_argument('--captions_tsv', help='table (tabs or commas) with id and caption (or label)')
+    parser.add_argument('--only_listed', action='store_true', help='of the folder only what --captions_tsv lists')
     parser.add_argument('--seconds', type=float, default=8., help='of each clip that are looked at (8)')
     parser.add_argument('--device', default='auto', choices=['auto', 'cpu', 'cuda'], help='where networks run (auto)')
     parser.add_argument('--batch_size', type=int, default=16, help='clips at a time (16)')
@@ -134,6 +135,12 @@ def main(args: argparse.Namespace) -> int:
         raise UserError('None of the networks can be run: see above what each needs.')
     media = media_by_id(args.data_dir, videos_first=args.side == 'true')
     captions = read_captions(args.captions_tsv) if args.captions_tsv else {}
+    if args.only_listed:
+        if not captions:
+            raise UserError('--only_listed takes what --captions_tsv lists: give both.')
+        if absent := [id for id in captions if id not in media]:
+            print(f'{len(absent)} listed clips are not in {args.data_dir}: {", ".join(absent[:5])}')
+        media = {id: path for id, path in media.items() if id in captions}
     filling, rejected = Filling(args.output_dir, jobs, seconds=args.seconds), Rejected()
     lacking = filling.lacking(media)
     try:

@@ -2,7 +2,7 @@
 
 The architecture is that of the latent autoencoders of Rombach et al. 2022 (arXiv:2112.10752) in one dimension, as in
 Make-An-Audio 2 (arXiv:2305.18474), with the layers of EDM2 (Karras et al. 2024, arXiv:2312.02696). Names and shapes of
-the weights are those of the published files (`audiocraft/models/published/mel_vae.py` reads and writes them).
+the weights are those of the published files (`audiocraft/models/published/mel_vae.py` reads them).
 """
 
 import typing as tp

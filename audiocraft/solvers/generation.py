@@ -175,7 +175,8 @@ class GenerationSolver(base.StandardSolver):
 
     def build_metrics(self, split: str) -> dict[str, Metric]:
         """The metrics; those that can take features of the truth from `dset.<split>.gt_cache` do."""
-        cache = self.cfg.dset[split].get('gt_cache')
+        given = self.cfg.dset[split].get('gt_cache')
+        cache = str(resolve_path(given)) if given else None
         metrics = {name: build({**node, **({'cache': cache} if 'cache' in node else {})})
                    for name, node in (to_plain(self.cfg.evaluate.metrics) or {}).items() if node}
         fitted = [metric for metric in metrics.values() if metric.fitted]

@@ -19,13 +19,14 @@ from ..utils.checkpoint import list_checkpoints
 from ..utils.config import build
 from ..utils.errors import UserError
 from .generation import GenerationSolver
+from .setup import planned_stages
 
-STAGES = ('train', 'valid', 'evaluate', 'generate')
 TIME_BINS = 25
 DECODED_TOGETHER = 16  # clips that go through the codec at a time
 SAMPLE_RATES = {'16k': 16000, '44k': 44100}
 LATENT_DIMS = {'16k': 20, '44k': 40}
-RECORDED = '//pretrained/mmaudio/empty_string'  # features of the empty caption
+RECORDED = '//pretrained/mmaudio/empty_string'  # features of the empty caption, by ...
+CLIP_WEIGHTS = '//pretrained/clip_dfn5b'
 
 
 class MMAudioSolver(GenerationSolver):
@@ -33,7 +34,7 @@ class MMAudioSolver(GenerationSolver):
 
     def build_dataloaders(self) -> None:
         """Stores of each stage; `test` is read by `evaluate`, when all epochs are done."""
-        stages = [self.cfg.execute_only] if self.cfg.execute_only else STAGES
+        stages = planned_stages(self.cfg)
         # Dims and latent statistics come from the training store.
         splits = {stage: stage for stage in ('train', *stages)}
         if 'evaluate' in stages and (self.cfg.dset.get('test') or {}).get('stores'):
@@ -107,7 +108,9 @@ class MMAudioSolver(GenerationSolver):
             self.logger.warning('No store says what made its text features: zeros stand for the empty caption.')
             return None
         missing = ''
-        if 'extractors' not in self.data.facts:
+        towers = [made['build_cfg'].get('weights') for made in self.facts['extractors'].values()
+                  if 'text_features' in made['keys']]
+        if towers == [CLIP_WEIGHTS]:  # a file of a few numbers tells what a tower of gigabytes would say
             try:
                 recorded = resolve_path(RECORDED)
             except UserError as error:

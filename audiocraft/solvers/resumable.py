@@ -123,7 +123,7 @@ class Resumable(Reporting):
             return False
         if check:
             states.check_config(checkpoint, self.cfg, self.xp.dora.is_excluded, self.cfg.allow_config_change)
-            states.check_data(checkpoint, self._facts_of_data, partial=bool(self.cfg.execute_only))
+            states.check_data(checkpoint, self._facts_of_data)
         states.restore(self, checkpoint)
         self._restore_progress(checkpoint)
         self._results.add_to(self.history)

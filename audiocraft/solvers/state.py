@@ -132,19 +132,19 @@ def check_config(checkpoint: Checkpoint, cfg: tp.Any, is_excluded: tp.Callable[[
     logger.warning('Going on with a changed config (allow_config_change=true):\n  %s', listed)
 
 
-def check_data(checkpoint: Checkpoint, facts: tp.Mapping[str, tp.Any], partial: bool = False) -> None:
-    """Compare the facts of the data, by stage, with those that a checkpoint recorded.
+def check_data(checkpoint: Checkpoint, facts: tp.Mapping[str, tp.Any]) -> None:
+    """Compare the facts of the data with those that a checkpoint recorded, for the stages that are in both.
+
+    Stages that are switched off (`evaluate.every=0`) have no data open.
 
     Args:
         facts (dict): as `data_facts` returns them now.
-        partial (bool): only the stages in both, where only some of the data is open.
     Raises:
         UserError: they differ; each difference is named.
     """
     before, after = checkpoint.state.get('data_facts') or {}, to_plain(facts)
-    if partial:
-        shared = before.keys() & after.keys()
-        before, after = {key: before[key] for key in shared}, {key: after[key] for key in shared}
+    shared = before.keys() & after.keys()
+    before, after = {key: before[key] for key in shared}, {key: after[key] for key in shared}
     changes = [f'{key}: {old} -> {new}' for key, old, new in diff(before, after)]
     if changes:
         raise UserError(f'The data of this XP has changed since {checkpoint.path} was written:\n  '

@@ -11,6 +11,7 @@ from audiocraft.data.samples import Clip
 from audiocraft.data.store_dataset import Batch
 from audiocraft.data.store_writer import StoreWriter
 from audiocraft.data.video import Video
+from audiocraft.environment import AudioCraftEnvironment
 from audiocraft.features.controls import Conditions, Frozen, NeutralCaption, Shifted, SwappedCaption
 from audiocraft.solvers.mmaudio import MMAudioSolver
 from audiocraft.utils.errors import UserError
@@ -213,7 +214,7 @@ def test_stages_of_other_sizes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match='dset.valid.stores: "mean" is 12 x 4 .*the network takes 10 x 4'):
         run.run(f'dset.valid.stores=[{other}]')
     with pytest.raises(UserError, match='dset.evaluate.stores: .*bare has no latents "std"'):
-        run.run(f'dset.evaluate.stores=[{bare}]')
+        run.run(f'dset.evaluate.stores=[{bare}]', 'evaluate.every=1')
     with pytest.raises(UserError, match='dset.train.stores: .*bare has no latents "std"'):
         run.run(f'dset.train.stores=[{train},{bare}]')
     with pytest.raises(UserError, match='no store has the latents "std"'):
@@ -270,3 +271,24 @@ def test_controls_of_words() -> None:
     swapped = SwappedCaption()(items())
     assert sorted(item.caption_of for item in swapped) == ['0', '1', '2', '3', '4']
     assert all(item.caption_of != item.id and item.caption == f'caption {item.caption_of}' for item in swapped)
+
+
+def test_only_what_is_needed_is_opened(tmp_path: Path) -> None:
+    """Without evaluate and generate, their stores need not be there; switching them on later is the same XP."""
+    path = store(tmp_path / 'video', VIDEO, 6)
+    run = runner(tmp_path, path)
+    absent = ['dset.evaluate.stores=[nowhere]', 'dset.generate.stores=[nowhere]']
+    run.run(*absent, 'optim.epochs=1')
+    with pytest.raises(UserError, match='nowhere'):
+        run.run(*absent, 'evaluate.every=1', 'evaluate.metrics=null')
+    solver = run.run('evaluate.every=1', 'evaluate.metrics=null', allow_config_change=True)
+    assert 'evaluate' in solver.history[0]
+
+
+def test_the_cache_of_the_truth_may_be_a_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('AUDIOCRAFT_REFERENCE_DIR', str(tmp_path))
+    AudioCraftEnvironment.reset()
+    run = runner(tmp_path, store(tmp_path / 'video', VIDEO, 6))
+    with run.solver('metric=fd_vgg', 'dset.evaluate.gt_cache=//reference/caches/vgg-val') as solver:
+        metric = solver.build_metrics('evaluate')['fd_vgg']
+        assert metric.cache.folder == tmp_path / 'caches' / 'vgg-val'
