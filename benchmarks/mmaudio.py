@@ -3,7 +3,7 @@
     python benchmarks/mmaudio.py                # small_16k on two threads: some minutes, 8 GB
     python benchmarks/mmaudio.py --parts clip --seconds 8    # 8 s of video through CLIP, Synchformer, VAE, vocoder, ...
     python benchmarks/mmaudio.py --short        # the same with a tiny network, seconds
-    python benchmarks/mmaudio.py --parts gpu    # on a GPU: small_16k and large_44k, batch 256, compiled and not
+    python benchmarks/mmaudio.py --parts gpu --profile profiles    # small_16k and large_44k, batch 256, compiled and not
 
 Rounds of what is compared alternate, and the best round of each counts: what else runs on a machine only slows things
 down. Weights are random. Compare ratios within one run; absolute times are those of the machine.
@@ -252,7 +252,29 @@ def memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (30 if sys.platform == 'darwin' else 20)
 
 
-def gpu_report(size: str, batch_size: int, compiled: bool, count: int, short: bool) -> str:
+def profile(step: Step, name: str, folder: Path) -> str:
+    """Write a trace of one update (chrome://tracing, perfetto) and a picture of what took its time."""
+    import matplotlib
+    matplotlib.use('Agg')
+    from matplotlib import pyplot
+    kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=kinds[:1 if step.device == 'cpu' else 2]) as recorded:
+        step.parts()
+    of = f'self_{"cpu" if step.device == "cpu" else "device"}_time_total'
+    rows = sorted(recorded.key_averages(), key=lambda row: getattr(row, of))[-20:]
+    figure, axes = pyplot.subplots(figsize=(11, 6))
+    axes.barh([f'{row.key[:60]} ({row.count})' for row in rows], [getattr(row, of) / 1e3 for row in rows])
+    axes.set(xlabel='ms of one update (number of calls)', title=name)
+    figure.tight_layout()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f'{name}.png'
+    figure.savefig(path)
+    pyplot.close(figure)
+    recorded.export_chrome_trace(str(path.with_suffix('.json')))
+    return f'profile: {path}'
+
+
+def gpu_report(size: str, batch_size: int, compiled: bool, count: int, short: bool, folder: Path | None) -> str:
     """Step time, memory and share of the peak on this GPU."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.cuda.reset_peak_memory_stats()
@@ -269,8 +291,10 @@ def gpu_report(size: str, batch_size: int, compiled: bool, count: int, short: bo
     used = counter.get_total_flops() * batch_size / total
     share = f', {100 * used / peak:.1f} % of the peak of bfloat16' if peak else ''
     parts = ', '.join(f'{part} {1e3 * value:.1f}' for part, value in times.items())
-    return (f'{size} x {batch_size} on {name}, compile={compiled}: {1e3 * total:.1f} ms per update ({parts}), '
+    pictured = [profile(step, f'{size}{"-compiled" if compiled else ""}', folder)] if folder else []
+    line = (f'{size} x {batch_size} on {name}, compile={compiled}: {1e3 * total:.1f} ms per update ({parts}), '
             f'{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB, {used / 1e12:.0f} TFLOP/s{share}')
+    return '\n'.join([line, *pictured])
 
 
 def main() -> None:
@@ -283,6 +307,7 @@ def main() -> None:
     parser.add_argument('--batch_size', type=int, default=2)
     parser.add_argument('--rounds', type=int, default=4)
     parser.add_argument('--threads', type=int, default=2)
+    parser.add_argument('--profile', type=Path, metavar='FOLDER', help='also write pictures and traces of an update')
     parser.add_argument('--short', action='store_true', help='a tiny network')
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -290,10 +315,13 @@ def main() -> None:
     if 'gpu' in args.parts:
         for size in ('small_16k', 'large_44k'):
             for compiled in (False, True):
-                print(gpu_report(size, max(args.batch_size, 256), compiled, args.rounds, args.short), flush=True)
+                print(gpu_report(size, max(args.batch_size, 256), compiled, args.rounds, args.short, args.profile),
+                      flush=True)
     if 'clip' in args.parts:
         print(clip_table(args.seconds, args.short), flush=True)
     model = make_model(args.size, args.short)
+    if args.profile and 'gpu' not in args.parts:
+        print(profile(Step(model, args.batch_size, True), args.size, args.profile), flush=True)
     if 'step' in args.parts:
         print(step_table(model, args.batch_size, args.rounds), flush=True)
     if 'guidance' in args.parts:

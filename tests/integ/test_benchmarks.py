@@ -48,6 +48,8 @@ def test_grid(tmp_path):
 
 
 def test_mmaudio(tmp_path):
-    output = run(tmp_path, 'mmaudio', '--short', '--rounds', '1')
+    pictures = tmp_path.with_name(f'{tmp_path.name}-profiles')
+    output = run(tmp_path, 'mmaudio', '--short', '--rounds', '1', '--profile', str(pictures))
+    assert (pictures / 'small_16k.png').stat().st_size > 5000
     assert 'sound [1, 1, 16000]' in output and 'bfloat16/float32:' in output
     assert 'guidance: one batched call' in output and re.search(r'a video for each sound: [\d.]+ MB of', output)
