@@ -3,7 +3,7 @@
     python benchmarks/mmaudio.py                # small_16k on two threads: some minutes, 8 GB
     python benchmarks/mmaudio.py --parts clip --seconds 8    # 8 s of video through CLIP, Synchformer, VAE, vocoder, ...
     python benchmarks/mmaudio.py --short        # the same with a tiny network, seconds
-    python benchmarks/mmaudio.py --parts gpu --profile profiles    # small_16k and large_44k, batch 256, compiled and not
+    python benchmarks/mmaudio.py --parts gpu --profile profiles    # small_16k, large_44k, batch 256, compiled and not
 
 Rounds of what is compared alternate, and the best round of each counts: what else runs on a machine only slows things
 down. Weights are random. Compare ratios within one run; absolute times are those of the machine.
