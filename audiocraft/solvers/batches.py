@@ -23,8 +23,8 @@ class Batches(tp.Sequence[Batch]):
     def __getitem__(self, number: tp.Any) -> tp.Any:
         if not 0 <= number < len(self):
             raise IndexError(number)
-        run = self.loader.iterate(number)
+        buffers = self.loader.lend(1)
         try:
-            return next(run).clone()  # the loader uses its buffers again
+            return self.loader.read(number, buffers[0]).clone()  # the loader uses its buffers again
         finally:
-            run.close()  # type: ignore[attr-defined]
+            self.loader.take_back(buffers)
